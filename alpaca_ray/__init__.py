@@ -1,0 +1,3 @@
+"""Stanford Alpaca and Alpaca-LoRA as one engine on Ray: generate, train, serve."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,193 @@
+"""From a command line and a YAML file to resolved settings: flags win over the file, the file over defaults."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import yaml
+
+from alpaca_ray.errors import SettingsError
+from alpaca_ray.settings.base import Settings, choices, field_names, is_bool, is_list, metadata, value_types
+
+S = TypeVar("S", bound=Settings)
+
+_GIVEN = argparse.SUPPRESS  # a flag that was not given leaves no trace, so defaults stay in one place: the model
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise SettingsError(f"{message} (see --help)")
+
+
+def parse_settings(cls: type[S], argv: Sequence[str] | None = None, *, description: str) -> S:
+    """Parse a command line into settings. ``--help`` prints and exits.
+
+    Accepts ``--flag value``, ``--flag=value``, hyphens for underscores, and both ways of writing booleans
+    (``--bf16``, ``--bf16 True``, ``--no_bf16``, ``--nobf16``).
+
+    Raises:
+        SettingsError: an unknown flag or key, a wrong type, an impossible combination; one line.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    names = field_names(cls)
+    parser = _build_parser(cls, description)
+    namespace, unknown = parser.parse_known_args(_normalise(arguments, cls, names))
+    flags = {names[key]: value for key, value in vars(namespace).items() if key in names}
+    _refuse_doubles(arguments, names)
+    passthrough = _passthrough(cls, unknown, names)
+
+    given: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    config = getattr(namespace, "config", None)
+    if config:
+        for key, value in _read_config(config, cls, names).items():
+            given[key], sources[key] = value, f"config {config}"
+    for key, value in flags.items():
+        given[key], sources[key] = value, "flag"
+    if passthrough and cls.passthrough_field:
+        given[cls.passthrough_field] = {**given.get(cls.passthrough_field, {}), **passthrough}
+        sources[cls.passthrough_field] = "flag"
+    return cls.resolve(given, sources)
+
+
+def _build_parser(cls: type[Settings], description: str) -> _Parser:
+    parser = _Parser(
+        description=description,
+        allow_abbrev=False,
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=32, width=110),
+    )
+    parser.add_argument(
+        "--config", metavar="FILE", default=_GIVEN, help="YAML file with any of these settings; flags win over it."
+    )
+    groups: dict[str, Any] = {}
+    for name, field in cls.model_fields.items():
+        if name == cls.passthrough_field:
+            continue
+        meta = metadata(field)
+        if meta["group"] not in groups:
+            groups[meta["group"]] = parser.add_argument_group(meta["group"])
+        group = groups[meta["group"]]
+        options: dict[str, Any] = {"help": _help(name, field), "default": _GIVEN}
+        if is_list(field):
+            options["nargs"] = "*" if meta["positional"] else "+"
+        elif is_bool(field):
+            options |= {"nargs": "?", "const": "true"}
+        options["metavar"] = _metavar(field)
+        if meta["positional"]:
+            group.add_argument(name, **options)
+            continue
+        group.add_argument(f"--{name}", *[f"--{alias}" for alias in meta["aliases"]], dest=name, **options)
+    return parser
+
+
+def _help(name: str, field: Any) -> str:
+    text = (field.description or "").replace("%", "%%")
+    if field.is_required() or field.default is None:
+        return text
+    default = field.get_default(call_default_factory=True)
+    shown = " ".join(map(str, default)) if isinstance(default, list) else str(default)
+    return (
+        f"{text} Default: {shown or repr(shown)}.".replace("%", "%%")
+        if "%" not in text
+        else f"{text} Default: {shown}."
+    )
+
+
+def _metavar(field: Any) -> str:
+    if choices(field):
+        return "{" + ",".join(choices(field)) + "}"
+    if is_bool(field):
+        return "BOOL"
+    kinds = value_types(field)
+    if float in kinds:
+        return "X"
+    if int in kinds:
+        return "N"
+    return "TEXT"
+
+
+def _normalise(arguments: Sequence[str], cls: type[Settings], names: dict[str, str]) -> list[str]:
+    """Turn hyphens in flag names into underscores, and ``--no_x`` / ``--nox`` of a boolean into ``--x=false``."""
+    result = []
+    for argument in arguments:
+        if argument.startswith("--") and len(argument) > 2:
+            flag, equals, value = argument[2:].partition("=")
+            flag = flag.replace("-", "_")
+            if flag not in names and flag != "config" and not equals:
+                for prefix in ("no_", "no"):
+                    positive = names.get(flag.removeprefix(prefix)) if flag.startswith(prefix) else None
+                    if positive and is_bool(cls.model_fields[positive]):
+                        flag, equals, value = positive, "=", "false"
+                        break
+            argument = f"--{flag}{equals}{value}"
+        result.append(argument)
+    return result
+
+
+def _refuse_doubles(arguments: Sequence[str], names: dict[str, str]) -> None:
+    """Refuse two different names of one setting: one would silently win."""
+    used: dict[str, str] = {}
+    for argument in arguments:
+        flag = argument[2:].partition("=")[0].replace("-", "_") if argument.startswith("--") else ""
+        if flag in names and used.setdefault(names[flag], flag) != flag:
+            raise SettingsError(f"--{used[names[flag]]} and --{flag} are the same setting: give one of them")
+
+
+def _passthrough(cls: type[Settings], unknown: Iterable[str], names: dict[str, str]) -> dict[str, Any]:
+    """Sort arguments that argparse did not know into another library's flags, or refuse them by name."""
+    found: dict[str, Any] = {}
+    current: str | None = None
+    known: set[str] | None = None
+    for argument in unknown:
+        if not argument.startswith("--"):
+            if current is None:
+                raise SettingsError(f"unexpected argument {argument!r} (see --help)")
+            found[current] = yaml.safe_load(argument)
+            current = None
+            continue
+        current, equals, value = argument[2:].partition("=")
+        if known is None:
+            known = cls.passthrough_names() if cls.passthrough_field else set()
+        if current not in known:
+            close = difflib.get_close_matches(current, [*names, *known, "config"], n=1)
+            hint = f": did you mean --{close[0]}?" if close else " (see --help)"
+            raise SettingsError(f"unknown flag --{current}{hint}")
+        found[current] = yaml.safe_load(value) if equals else True
+        if equals:
+            current = None
+    return found
+
+
+def _read_config(path: str, cls: type[Settings], names: dict[str, str]) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"--config {path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise SettingsError(f"{path}{where}: not valid YAML: {getattr(error, 'problem', error)}") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise SettingsError(f"{path}: must hold settings as `name: value` lines")
+    result: dict[str, Any] = {}
+    used: dict[str, str] = {}
+    for raw, value in content.items():
+        key = str(raw).replace("-", "_")
+        if key not in names:
+            if cls.passthrough_field and key in cls.passthrough_names():
+                result.setdefault(cls.passthrough_field, {})[key] = value
+                continue
+            close = difflib.get_close_matches(key, names, n=1)
+            raise SettingsError(f"{path}: unknown setting {key!r}" + (f": did you mean {close[0]!r}?" if close else ""))
+        if names[key] in used:
+            raise SettingsError(f"{path}: {used[names[key]]} and {key} are the same setting: give one of them")
+        used[names[key]] = key
+        result[names[key]] = value
+    return result

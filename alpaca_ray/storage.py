@@ -1,0 +1,175 @@
+"""Paths: resolved once, in the driver; files replaced atomically; output folders claimed before anything runs."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from alpaca_ray.errors import DataError, OutputError
+
+STORAGE_ENV = "ALPACA_RAY_STORAGE"
+_URI = re.compile(r"[a-z][a-z0-9+.-]+://")
+
+
+def is_uri(path: str) -> bool:
+    """Whether a path is a URI such as ``s3://bucket/key``."""
+    return bool(_URI.match(path))
+
+
+@contextmanager
+def open_input(path: str) -> Iterator[IO[Any]]:
+    """Open a local path or an fsspec URI for reading bytes.
+
+    Raises:
+        DataError: it does not exist or cannot be read.
+    """
+    import fsspec
+
+    try:
+        handle = fsspec.open(path, "rb").open()
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such file") from error
+    except (OSError, ImportError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from error
+    with handle:
+        yield handle
+
+
+def in_uploaded_working_dir() -> bool:
+    """Whether the current directory is a copy that Ray made for a submitted job (and may delete when it likes)."""
+    return "runtime_resources" in Path.cwd().parts and "working_dir_files" in Path.cwd().parts
+
+
+def resolve_output(path: str, *, several_nodes: bool = False) -> Path:
+    """Return the absolute folder that an output flag means.
+
+    A relative path means the current directory, except where that directory does not last (a submitted job's copy) or
+    is one of several (a cluster of more than one node): there it lies below ``$ALPACA_RAY_STORAGE``.
+
+    Raises:
+        OutputError: the path is a bucket URI, or relative where ``$ALPACA_RAY_STORAGE`` is needed and not set.
+    """
+    if is_uri(path):
+        raise OutputError(
+            f"--output_dir {path}: must be a folder (for a bucket, mount it or copy the folder there afterwards)"
+        )
+    given = Path(path).expanduser()
+    storage = os.environ.get(STORAGE_ENV)
+    if given.is_absolute():
+        resolved = given
+    elif in_uploaded_working_dir() or several_nodes:
+        if not storage:
+            why = (
+                "this job runs in a copy of your folder that Ray may delete"
+                if in_uploaded_working_dir()
+                else "this cluster has several nodes, and a relative path means another folder on each of them"
+            )
+            raise OutputError(
+                f"--output_dir {path} is relative, and {why}: give an absolute path, or set {STORAGE_ENV} to a folder "
+                "below which relative outputs go"
+            )
+        resolved = Path(storage).expanduser() / given
+    else:
+        resolved = Path.cwd() / given
+    resolved = Path(os.path.normpath(resolved))
+    if resolved.exists() and not resolved.is_dir():
+        raise OutputError(f"--output_dir {resolved}: exists and is not a folder")
+    return resolved
+
+
+def location(path: Path) -> str:
+    """Return where a path lies, for the last line of a job: host name and absolute path."""
+    return f"{path} on node {socket.gethostname()}"
+
+
+def used_by(folder: Path, ours: Sequence[str]) -> list[Path]:
+    """Return the entries of ``folder`` that match one of the glob patterns ``ours``."""
+    if not folder.is_dir():
+        return []
+    return sorted({found for pattern in ours for found in folder.glob(pattern)})
+
+
+def claim_output(folder: Path, ours: Sequence[str], *, resume: bool, overwrite: bool) -> None:
+    """Check that an output folder may be written, and clear files of ours out of it where ``overwrite`` says so.
+
+    A folder counts as used when it holds files of ours (glob patterns ``ours``); nothing else in it is ever touched.
+
+    Raises:
+        OutputError: it is used and neither flag is given, both flags are given, or it cannot be created.
+    """
+    if resume and overwrite:
+        raise OutputError("--resume and --overwrite contradict each other: give one of them")
+    used = used_by(folder, ours)
+    if used and not (resume or overwrite):
+        raise OutputError(
+            f"--output_dir {folder} already holds {used[0].name}: give --resume to go on, --overwrite to start anew, "
+            "or another folder"
+        )
+    if used and overwrite:
+        for entry in used:
+            shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OutputError(f"--output_dir {folder}: cannot be written: {error.strerror}") from error
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Replace a file in one step: a reader sees the old content or the new one, also after a crash."""
+    data = content.encode("utf-8", "surrogatepass") if isinstance(content, str) else content
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+@contextmanager
+def publish_folder(target: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside ``target`` that takes its place in one step when the block ends well."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    try:
+        yield temporary
+        os.chmod(temporary, 0o777 & ~_umask())
+        if target.exists():
+            old = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.old."))
+            os.replace(target, old / target.name)
+            os.replace(temporary, target)
+            shutil.rmtree(old)
+        else:
+            os.replace(temporary, target)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    _sync_folder(target.parent)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,1 @@
+"""What tests and benchmarks stand on: tiny random models, and a teacher that talks real HTTP."""

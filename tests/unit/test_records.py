@@ -1,0 +1,109 @@
+"""Reading records: every form that is accepted, and one clear line for each that is not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from alpaca_ray.errors import DataError
+from alpaca_ray.manifest import write_manifest
+from alpaca_ray.records import digest, read_records, with_ids, write_json, write_jsonl
+
+RECORDS = [
+    {"instruction": "Name a colour.", "input": "", "output": "Blue.", "source": "theirs"},
+    {"instruction": "Füge zusammen.", "input": "a\u2028b", "output": "ab", "source": "mine"},
+]
+
+
+def save(path: Path, text: str) -> str:
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+@pytest.mark.parametrize("suffix", [".json", ".jsonl", ".parquet"])
+def test_forms_read_alike(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"data{suffix}"
+    if suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(RECORDS), path)
+    else:
+        path.write_text(write_json(RECORDS) if suffix == ".json" else write_jsonl(RECORDS), encoding="utf-8")
+    read = read_records(str(path))
+    assert [{key: record[key] for key in ("instruction", "input", "output")} for record in read] == [
+        {key: record[key] for key in ("instruction", "input", "output")} for record in RECORDS
+    ]
+    assert read[1]["source"] == "mine"
+    assert read[0]["id"] == f"{digest(RECORDS[0])}-0"
+
+
+def test_missing_input_becomes_empty_and_given_ids_stay(tmp_path: Path) -> None:
+    path = save(tmp_path / "d.json", json.dumps([{"id": 7, "instruction": "i", "output": "o", "input": None}]))
+    assert read_records(path) == [{"id": 7, "instruction": "i", "input": "", "output": "o"}]
+
+
+def test_equal_records_get_different_ids() -> None:
+    ids = [record["id"] for record in with_ids([RECORDS[0], RECORDS[0]])]
+    assert ids == [f"{digest(RECORDS[0])}-0", f"{digest(RECORDS[0])}-1"]
+
+
+def test_the_digest_depends_on_content_only() -> None:
+    assert digest(RECORDS[0]) == digest({**RECORDS[0], "similarity": 0.2})
+    assert digest(RECORDS[0]) == digest({"instruction": "Name a colour.", "output": "Blue."})
+    assert digest(RECORDS[0]) != digest({**RECORDS[0], "output": "Red."})
+
+
+def test_chat_records(tmp_path: Path) -> None:
+    chat = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]}
+    assert read_records(save(tmp_path / "c.jsonl", json.dumps(chat)))[0]["messages"] == chat["messages"]
+    with pytest.raises(DataError, match=r"c\.jsonl: record 0: message 1 needs 'role' and 'content'"):
+        read_records(save(tmp_path / "c.jsonl", json.dumps({"messages": [chat["messages"][0], {"role": "user"}]})))
+
+
+def test_a_stage_folder_names_its_file(tmp_path: Path) -> None:
+    save(tmp_path / "kept.jsonl", write_jsonl(RECORDS[:1]))
+    save(tmp_path / "other.jsonl", write_jsonl(RECORDS[1:]))
+    assert read_records(str(tmp_path))[0]["output"] == "Blue."  # without run.json: known by its name
+    write_manifest(tmp_path, "dedup", settings={}, data_file="other.jsonl")
+    assert read_records(str(tmp_path))[0]["output"] == "ab"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.json", '[{"instruction": "x",\n "output": }]', r"a\.json, line 2: not valid JSON"),
+        ("a.jsonl", '{"instruction": "x", "output": "y"}\n{"instr', r"a\.jsonl, line 2: not valid JSON"),
+        ("a.json", '[{"instruction": "x", "output": "y"}, {"input": "z"}]', r"a\.json: record 1: has no 'instruction'"),
+        ("a.json", '[{"instruction": "  ", "output": "y"}]', r"record 0: has no 'instruction'"),
+        ("a.json", '[{"instruction": "x"}]', r"record 0: has no 'output'"),
+        ("a.json", '[{"instruction": "x", "output": 3}]', r"record 0: 'output' must be a text, not int"),
+        ("a.json", '["x"]', r"record 0: must be an object"),
+        ("a.json", "{}", r"must hold a JSON list"),
+        ("a.json", "[]", r"holds no records"),
+        ("a.jsonl", "", r"holds no records"),
+        ("a.parquet", "no", r"cannot be read as Parquet"),
+    ],
+)
+def test_bad_content(tmp_path: Path, name: str, text: str, message: str) -> None:
+    with pytest.raises(DataError, match=message) as raised:
+        read_records(save(tmp_path / name, text))
+    assert str(tmp_path / name) in str(raised.value)
+
+
+def test_not_utf8(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_bytes(b'[{"instruction": "\xff"}]')
+    with pytest.raises(DataError, match="not UTF-8"):
+        read_records(str(tmp_path / "a.json"))
+
+
+@pytest.mark.parametrize("name", ["nowhere.json", "./nobody/nothing", "a/b/c"])
+def test_missing(name: str) -> None:
+    with pytest.raises(DataError, match="no such file or folder"):
+        read_records(name)
+
+
+def test_a_folder_without_records(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="holds no records"):
+        read_records(str(tmp_path))
