@@ -16,11 +16,15 @@ _OBJECT_STORE_CAP = 2 * 1024**3
 _OBJECT_STORE_SHARE = 0.1
 
 
-def connect(*, minimum_cpus: int = 2) -> None:
+def connect(*, minimum_cpus: int = 2, show_workers: bool = True) -> None:
     """Connect to the running cluster (a submitted job's, ``RAY_ADDRESS``, or one started here), or start a local one.
 
     A cluster of our own is capped in object store and has at least ``minimum_cpus`` logical CPUs, so that the actors of
     one job never wait for each other on a small machine. Calling it twice does nothing.
+
+    Args:
+        minimum_cpus: logical CPUs that a cluster of our own has at least.
+        show_workers: print what workers print; without it their output is in Ray's log folder only.
 
     Raises:
         ClusterError: a cluster was named or found and cannot be reached.
@@ -29,7 +33,7 @@ def connect(*, minimum_cpus: int = 2) -> None:
         return
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
-    quiet: dict[str, Any] = {"log_to_driver": True, "logging_level": "warning"}
+    quiet: dict[str, Any] = {"log_to_driver": show_workers, "logging_level": "warning"}
     try:
         address = os.environ.get("RAY_ADDRESS") or _address_of_local_cluster()
         if address:

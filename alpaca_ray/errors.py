@@ -47,6 +47,10 @@ class ClusterError(AlpacaRayError, RuntimeError):
     """The Ray cluster cannot do what the settings ask of it."""
 
 
+class GenerationError(AlpacaRayError, RuntimeError):
+    """Generation stopped short of its target; what it made so far is written."""
+
+
 class TrainingError(AlpacaRayError, RuntimeError):
     """Training stopped for a reason that a retry would not mend."""
 

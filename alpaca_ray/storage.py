@@ -96,10 +96,8 @@ def used_by(folder: Path, ours: Sequence[str]) -> list[Path]:
     return sorted({found for pattern in ours for found in folder.glob(pattern)})
 
 
-def claim_output(folder: Path, ours: Sequence[str], *, resume: bool, overwrite: bool) -> None:
-    """Check that an output folder may be written, and clear files of ours out of it where ``overwrite`` says so.
-
-    A folder counts as used when it holds files of ours (glob patterns ``ours``); nothing else in it is ever touched.
+def check_output(folder: Path, ours: Sequence[str], *, resume: bool, overwrite: bool) -> None:
+    """Check, without touching anything, that ``claim_output`` will let a folder be written.
 
     Raises:
         OutputError: it is used and neither flag is given, both flags are given, or it cannot be created.
@@ -112,8 +110,24 @@ def claim_output(folder: Path, ours: Sequence[str], *, resume: bool, overwrite: 
             f"--output_dir {folder} already holds {used[0].name}: give --resume to go on, --overwrite to start anew, "
             "or another folder"
         )
-    if used and overwrite:
-        for entry in used:
+    existing = next(parent for parent in [folder, *folder.parents] if parent.exists())
+    if not existing.is_dir():
+        raise OutputError(f"--output_dir {folder}: {existing} is not a folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise OutputError(f"--output_dir {folder}: {existing} cannot be written")
+
+
+def claim_output(folder: Path, ours: Sequence[str], *, resume: bool, overwrite: bool) -> None:
+    """Check that an output folder may be written, and clear files of ours out of it where ``overwrite`` says so.
+
+    A folder counts as used when it holds files of ours (glob patterns ``ours``); nothing else in it is ever touched.
+
+    Raises:
+        OutputError: it is used and neither flag is given, both flags are given, or it cannot be created.
+    """
+    check_output(folder, ours, resume=resume, overwrite=overwrite)
+    if overwrite:
+        for entry in used_by(folder, ours):
             shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -132,7 +146,7 @@ def write_atomic(path: Path, content: str | bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
+        os.chmod(temporary, 0o666 & ~umask())
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
@@ -147,7 +161,7 @@ def publish_folder(target: Path) -> Iterator[Path]:
     temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
     try:
         yield temporary
-        os.chmod(temporary, 0o777 & ~_umask())
+        os.chmod(temporary, 0o777 & ~umask())
         if target.exists():
             old = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.old."))
             os.replace(target, old / target.name)
@@ -161,7 +175,8 @@ def publish_folder(target: Path) -> Iterator[Path]:
     _sync_folder(target.parent)
 
 
-def _umask() -> int:
+def umask() -> int:
+    """Return the process's file mode creation mask: what temporary files, made private, must be opened up to."""
     mask = os.umask(0)
     os.umask(mask)
     return mask

@@ -57,6 +57,7 @@ def parse_settings(cls: type[S], argv: Sequence[str] | None = None, *, descripti
 
 def _build_parser(cls: type[Settings], description: str) -> _Parser:
     parser = _Parser(
+        usage="%(prog)s [flags]",  # sixty flags in brackets would hide the description
         description=description,
         allow_abbrev=False,
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=32, width=110),
@@ -99,10 +100,10 @@ def _help(name: str, field: Any) -> str:
 
 
 def _metavar(field: Any) -> str:
+    if is_bool(field):
+        return "|".join(["BOOL", *choices(field)])
     if choices(field):
         return "{" + ",".join(choices(field)) + "}"
-    if is_bool(field):
-        return "BOOL"
     kinds = value_types(field)
     if float in kinds:
         return "X"

@@ -10,7 +10,8 @@ import alpaca_ray
 
 PACKAGE = Path(alpaca_ray.__file__).parent
 # The wiring modules, and the one place where models run. Everything else must stay pure.
-WIRING = {"cluster", "generate.pipeline", "train.runner", "train.loop", "train.model", "serve.app", "serve.local"}
+WIRING = {"cluster", "generate.pipeline", "train.runner", "train.loop", "train.model", "train.trainer",
+    "train.callbacks", "serve.app", "serve.local"}
 WIRING_PACKAGES = ("serve.engine.",)
 
 

@@ -1,0 +1,1 @@
+"""From seed tasks to new instruction records: self-instruct against an OpenAI-compatible teacher."""

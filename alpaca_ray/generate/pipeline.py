@@ -1,0 +1,79 @@
+"""Generation on Ray: the checks, the cluster, the teacher, and then a session."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from alpaca_ray import cluster
+from alpaca_ray.console import say, show_settings
+from alpaca_ray.generate.fanout import quiet_ray_data
+from alpaca_ray.generate.folder import RECORDS
+from alpaca_ray.generate.run import make_plan
+from alpaca_ray.generate.session import Session
+from alpaca_ray.generate.teacher import Teacher, choose_teacher, probe
+from alpaca_ray.manifest import FILE_NAME as MANIFEST
+from alpaca_ray.settings.generate import GenerateSettings
+from alpaca_ray.storage import location, resolve_output
+
+_LOCAL_BATCH = 32  # rows that a teacher started here decodes at once
+
+
+def generate(settings: GenerateSettings) -> Path:
+    """Generate instruction records and return the output folder.
+
+    Raises:
+        UserError: bad input; nothing has been written, and no folder touched.
+        GenerationError: the target is out of reach; what there is has been written.
+    """
+    plan = make_plan(settings)
+    teacher = choose_teacher(settings, os.environ)
+    folder = resolve_output(settings.output_dir)
+    if not teacher.local:
+        teacher = probe(teacher, os.environ)
+    state = plan.look_at(folder, teacher)
+    show_settings("generate", settings)
+    say(f"Loaded {len(plan.seeds)} human-written seed instructions")
+    if state.records:
+        say(f"Loaded {len(state.records)} machine-generated instructions")
+    surplus = len(state.records) - settings.num_instructions_to_generate
+    # Met, and marked as complete: a run that was killed right before that still has to be.
+    if surplus > 0 or (surplus == 0 and (state.header is None or (folder / MANIFEST).is_file())):
+        say(f"{folder / RECORDS} already holds {len(state.records)} instructions: nothing to do")
+        say(f"result: {location(folder / RECORDS)}")
+        return folder
+
+    processor = plan.processor(state)
+    if processor.done:  # extras in the journal are enough: no cluster, no teacher
+        Session(plan, teacher, folder, state, processor).go()
+        return folder
+    cluster.connect()
+    on_cluster = resolve_output(settings.output_dir, several_nodes=cluster.node_count() > 1)
+    if on_cluster != folder:
+        folder = on_cluster
+        state = plan.look_at(folder, teacher)
+        processor = plan.processor(state)
+    quiet_ray_data()
+    with _running(teacher, settings) as ready:
+        Session(plan, ready, folder, state, processor).go()
+    return folder
+
+
+@contextmanager
+def _running(teacher: Teacher, settings: GenerateSettings) -> Iterator[Teacher]:
+    """Yield the teacher with an address that answers: the local one is started here and stopped at the end."""
+    if not teacher.local:
+        yield teacher
+        return
+    from alpaca_ray.serve.local import local_server
+    from alpaca_ray.settings.serve import ServeArgs
+
+    say("starting the embedded model as teacher")
+    if settings.num_tasks_per_prompt > 5:
+        say("hint: a teacher this small does better with --config jobs/configs/generate_embedded.yaml")
+    rows = min(settings.max_in_flight, _LOCAL_BATCH)
+    with local_server(ServeArgs.parse({"base_model": teacher.model, "max_batch_size": rows})) as url:
+        yield replace(teacher, base_url=url)

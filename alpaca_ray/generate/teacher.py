@@ -1,0 +1,172 @@
+"""Which teacher a run asks, and whether it can be asked at all. Nothing here knows Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from alpaca_ray.errors import SettingsError, TeacherError
+from alpaca_ray.models import EMBEDDED
+from alpaca_ray.settings.generate import GenerateSettings
+
+OPENAI_URL = "https://api.openai.com/v1"
+BASE_URL_ENV = "OPENAI_BASE_URL"
+_SUCCESSORS = "gpt-3.5-turbo-instruct (completions) or gpt-4o-mini (chat)"
+# Text models that OpenAI has shut down; the originals' documentation names the first.
+_GONE = frozenset(
+    [f"text-{name}" for name in ("davinci-003", "davinci-002", "davinci-001", "curie-001", "babbage-001", "ada-001")]
+    + [f"code-{name}" for name in ("davinci-002", "davinci-001", "cushman-002", "cushman-001")]
+    + ["davinci", "curie", "babbage", "ada", "davinci-instruct-beta", "curie-instruct-beta"]
+    + ["gpt-3.5-turbo-0301", "gpt-3.5-turbo-0613"]
+)
+_COMPLETION_MODELS = ("gpt-3.5-turbo-instruct", "davinci-002", "babbage-002")
+_LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
+_PROBE_SECONDS = 20.0
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """An endpoint and what to ask of it.
+
+    Attributes:
+        base_url: OpenAI-compatible, without a slash at its end; empty for the local teacher until it is started.
+        model: empty where the endpoint's first model is meant.
+        key_env: variable that holds the key.
+        local: this run starts the teacher itself.
+    """
+
+    base_url: str
+    model: str
+    api: Literal["completions", "chat"]
+    key_env: str
+    local: bool = False
+
+    @property
+    def loopback(self) -> bool:
+        """Whether the endpoint is on this machine."""
+        return (urlsplit(self.base_url).hostname or "") in _LOOPBACK
+
+    @property
+    def identity(self) -> str:
+        """The endpoint as a run remembers it. A server on this machine is the same one on another port."""
+        if self.local:
+            return EMBEDDED
+        return f"http://{urlsplit(self.base_url).hostname}" if self.loopback else self.base_url
+
+    def key(self, environ: Mapping[str, str]) -> str:
+        """Return the key to send; ``none`` where an endpoint other than OpenAI needs none."""
+        return environ.get(self.key_env) or "none"
+
+    def client_options(self, environ: Mapping[str, str]) -> dict[str, Any]:
+        """Return what the openai package's clients need. Retries are ours, so theirs are off."""
+        return {"base_url": self.base_url, "api_key": self.key(environ), "max_retries": 0}
+
+
+def choose_teacher(settings: GenerateSettings, environ: Mapping[str, str]) -> Teacher:
+    """Decide which endpoint, model and API a run uses, without asking anyone.
+
+    Raises:
+        SettingsError: the address is none, the model no longer exists.
+        TeacherError: OpenAI is meant and the key's variable is not set.
+    """
+    url, model = settings.base_url, settings.model_name or ""
+    if url is None and model in ("", EMBEDDED):
+        return Teacher("", EMBEDDED, _api(settings, "", model), settings.api_key_env, local=True)
+    flag = "--base_url"
+    if url is None:
+        url, flag = environ.get(BASE_URL_ENV) or OPENAI_URL, f"${BASE_URL_ENV}"
+    url = url.strip().rstrip("/")
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise SettingsError(f"{flag} {url!r}: must be an address such as http://127.0.0.1:8000/v1")
+    if is_openai(url):
+        if model in _GONE:
+            raise SettingsError(
+                f"--model_name {model}: OpenAI has shut it down; use {_SUCCESSORS}, or another endpoint"
+            )
+        if not model:
+            raise SettingsError(f"--model_name is required with {url}")
+        if not environ.get(settings.api_key_env):
+            raise TeacherError(
+                f"{url} needs a key, and the environment variable {settings.api_key_env} is not set: set it, or name "
+                "another variable with --api_key_env"
+            )
+    return Teacher(url, model, _api(settings, url, model), settings.api_key_env)
+
+
+def is_openai(url: str) -> bool:
+    """Whether an address is OpenAI's own."""
+    host = urlsplit(url).hostname or ""
+    return host == "api.openai.com" or host.endswith(".api.openai.com")
+
+
+def probe(teacher: Teacher, environ: Mapping[str, str]) -> Teacher:
+    """Ask the endpoint for its models; return the teacher with its model named.
+
+    This costs no token, and finds a wrong address or key before anything is written. An endpoint that offers no list
+    is believed.
+
+    Raises:
+        TeacherError: nobody answers, the key is refused, or no model is named and the endpoint names none.
+    """
+    import openai
+
+    with openai.OpenAI(
+        **teacher.client_options(environ), timeout=_PROBE_SECONDS, http_client=http_client(teacher, openai, "Default")
+    ) as client:
+        try:
+            models = [model.id for model in client.models.list()]
+        except openai.APIConnectionError as error:
+            raise TeacherError(f"the teacher at {teacher.base_url} cannot be reached: {reason(error)}") from error
+        except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
+            raise fatal(teacher, error) from error
+        except (openai.APIError, ValueError, TypeError, AttributeError):
+            models = []  # no list, or none in OpenAI's form: the first request will tell
+    if teacher.model:
+        return teacher
+    if not models:
+        raise TeacherError(f"the teacher at {teacher.base_url} lists no models: name one with --model_name")
+    return replace(teacher, model=models[0])
+
+
+def http_client(teacher: Teacher, openai: Any, kind: Literal["Default", "DefaultAsync"]) -> Any:
+    """Return an HTTP client for the openai package; proxies are left aside where the endpoint is on this machine."""
+    return getattr(openai, f"{kind}HttpxClient")(trust_env=not teacher.loopback)
+
+
+def fatal(teacher: Teacher, error: Any) -> TeacherError:
+    """Return the error that stops a run, with the address and the server's own words."""
+    hint = ""
+    if error.status_code in (401, 403):
+        hint = f" (the key is read from ${teacher.key_env})"
+    elif error.status_code == 404:
+        hint = (
+            f" (asked for model {teacher.model!r} through the {teacher.api} API: see --model_name, --base_url, --api)"
+        )
+    return TeacherError(
+        f"the teacher at {teacher.base_url} refuses with status {error.status_code}: {words(error)}{hint}"
+    )
+
+
+def words(error: Any) -> str:
+    """Return a server's own message from an error of the openai package."""
+    body = error.body
+    if isinstance(body, dict):
+        body = body.get("message") or body.get("detail") or body.get("error") or body
+    text = body if isinstance(body, str) and body.strip() else str(error)
+    return " ".join(text.split())[:500]
+
+
+def reason(error: BaseException) -> str:
+    """Return the innermost words of a connection error, such as ``Connection refused``."""
+    while error.__cause__ is not None or error.__context__ is not None:
+        error = error.__cause__ or error.__context__ or error
+    return str(error) or type(error).__name__
+
+
+def _api(settings: GenerateSettings, url: str, model: str) -> Literal["completions", "chat"]:
+    if settings.api != "auto":
+        return settings.api
+    return "chat" if is_openai(url) and not model.startswith(_COMPLETION_MODELS) else "completions"

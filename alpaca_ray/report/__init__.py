@@ -1,0 +1,1 @@
+"""What came of a run: plots and self-contained pages."""

@@ -1,0 +1,1 @@
+"""Serving: a base model and its LoRA adapters behind an OpenAI-compatible API."""

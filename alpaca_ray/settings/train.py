@@ -1,0 +1,262 @@
+"""The settings of ``jobs/train.py``. Names are TrainingArguments'; Alpaca-LoRA's are accepted beside them."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+from functools import cache
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import model_validator
+
+from alpaca_ray.settings.base import Settings, setting
+from alpaca_ray.settings.dialects import LORA_FLAGS, Dialect, choose
+
+# Fields that TrainingArguments once had and that change no result: accepted, so that old commands keep running.
+RETIRED = frozenset(
+    {
+        "logging_dir",
+        "save_safetensors",
+        "half_precision_backend",
+        "fp16_backend",
+        "fp16_opt_level",
+        "local_rank",
+        "use_legacy_prediction_loop",
+        "do_train",
+        "do_eval",
+    }
+)
+# Fields of TrainingArguments that would contradict what this program does itself.
+REFUSED = {
+    "use_cpu": "use --use_gpu false",
+    "no_cuda": "use --use_gpu false",
+    "auto_find_batch_size": "set --per_device_train_batch_size",
+    "dataloader_drop_last": "every sample is trained on once an epoch",
+    "train_sampling_strategy": "use --group_by_length",
+    "length_column_name": "lengths are counted here",
+    "eval_on_start": "the validation loss is always taken before the first step",
+    "average_tokens_across_devices": "the loss is always the mean over all tokens of a step",
+}
+
+
+class TrainSettings(Settings):
+    """Every setting of a training run."""
+
+    passthrough_field: ClassVar[str | None] = "training_arguments"
+
+    model: str | None = setting(
+        None,
+        "Base model: hub id, folder, or `embedded` (the default). Speaks our dialect: LoRA on all linear layers, "
+        "bf16, packed.",
+        group="model",
+    )
+    base_model: str | None = setting(
+        None,
+        "The same in Alpaca-LoRA's dialect, with its defaults (8-bit base, fp16, learning rate 3e-4, batch 128).",
+        group="model",
+    )
+    model_name_or_path: str | None = setting(
+        None, "The same in Stanford's dialect: full fine-tuning with TrainingArguments' defaults.", group="model"
+    )
+    cache_dir: str | None = setting(None, "Where the hub's downloads are kept.", group="model")
+    full: bool = setting(False, "Train every weight instead of a LoRA adapter.", group="model")
+    load_8bit: bool = setting(False, "Load the base in 8 bits (bitsandbytes); LoRA only.", group="model")
+    load_4bit: bool = setting(False, "Load the base in 4-bit NF4 (bitsandbytes); LoRA only.", group="model")
+
+    lora_r: int = setting(8, "Rank of the adapter.", group="LoRA", ge=1)
+    lora_alpha: int = setting(16, "Scale of the adapter: its output is multiplied by alpha / rank.", group="LoRA", ge=1)
+    lora_dropout: float = setting(0.05, "Dropout before the adapter.", group="LoRA", ge=0, lt=1)
+    lora_target_modules: list[str] = setting(
+        ["all-linear"], "Names of the layers that get an adapter, or all-linear. Also '[q_proj,v_proj]'.", group="LoRA"
+    )
+
+    data_path: list[str] = setting(
+        ["seeds"],
+        "Records: JSON, JSONL or Parquet files, a stage's folder, a hub dataset, or `seeds` (the shipped tasks).",
+        group="data",
+    )
+    val_set_size: float = setting(
+        0.1,
+        "Records held out for the validation loss: a count, or a share below 1. 0: none.",
+        group="data",
+        ge=0,
+    )
+    model_max_length: int = setting(
+        512, "Tokens a sample may have; longer ones are cut on the right.", group="data", aliases=("cutoff_len",), ge=8
+    )
+    prompt_template: str = setting(
+        "alpaca",
+        "stanford, alpaca, alpaca_short, or a JSON file in Alpaca-LoRA's form.",
+        group="data",
+        aliases=("prompt_template_name",),
+    )
+    train_on_inputs: bool = setting(False, "Learn the prompt's tokens too, not only the response.", group="data")
+    add_eos_token: bool = setting(True, "End each sample that was not cut with the end token.", group="data")
+    group_by_length: bool = setting(False, "Put samples of like length into one batch.", group="data")
+    packing: bool = setting(
+        True, "Lay a batch's samples end to end in one row instead of padding them. Same loss, less work.", group="data"
+    )
+
+    num_train_epochs: float = setting(3.0, "Passes over the data.", group="training", aliases=("num_epochs",), gt=0)
+    max_steps: int = setting(-1, "Optimiser steps; above 0 it wins over epochs.", group="training")
+    batch_size: int | None = setting(
+        None, "Samples a step over all workers; accumulation follows from it.", group="training", ge=1
+    )
+    per_device_train_batch_size: int = setting(
+        8, "Samples a forward pass of one worker.", group="training", aliases=("micro_batch_size",), ge=1
+    )
+    per_device_eval_batch_size: int = setting(8, "The same for the validation loss.", group="training", ge=1)
+    gradient_accumulation_steps: int = setting(1, "Forward passes a step.", group="training", ge=1)
+    learning_rate: float = setting(5e-4, "Peak learning rate.", group="training", gt=0)
+    lr_scheduler_type: str = setting("cosine", "linear, cosine, constant, constant_with_warmup, ...", group="training")
+    warmup_ratio: float = setting(0.03, "Share of the steps that warm up.", group="training", ge=0, lt=1)
+    warmup_steps: float = setting(0, "Steps that warm up; above 0 it wins over warmup_ratio.", group="training", ge=0)
+    weight_decay: float = setting(0.0, "Weight decay.", group="training", ge=0)
+    optim: str = setting("adamw_torch", "Optimiser, by TrainingArguments' names.", group="training")
+    gradient_checkpointing: bool = setting(
+        False, "Keep fewer activations and compute them again.", group="training", aliases=("activation_checkpointing",)
+    )
+    seed: int = setting(42, "Seed of everything random.", group="training")
+
+    bf16: bool = setting(True, "Compute in bfloat16.", group="precision")
+    fp16: bool = setting(False, "Compute in float16 (GPU only).", group="precision")
+    tf32: bool | None = setting(None, "TF32 matrix products on GPUs that have them.", group="precision")
+
+    logging_steps: float = setting(5, "Steps between two loss lines; below 1 a share of all steps.", group="logging", gt=0)
+    eval_strategy: Literal["no", "steps", "epoch"] = setting(
+        "epoch", "When to take the validation loss in between.", group="logging", aliases=("evaluation_strategy",)
+    )
+    eval_steps: float | None = setting(None, "Steps between two validations.", group="logging", gt=0)
+    save_strategy: Literal["no", "steps", "epoch", "best"] = setting(
+        "steps", "When to write output_dir/checkpoint-N.", group="logging"
+    )
+    save_steps: float = setting(100, "Steps between two checkpoints.", group="logging", gt=0)
+    save_total_limit: int | None = setting(2, "Checkpoints that are kept; none: all.", group="logging", ge=1)
+    load_best_model_at_end: bool = setting(
+        False, "Publish the checkpoint with the lowest validation loss.", group="logging"
+    )
+    report_to: list[str] = setting(
+        ["none"], "Trackers: tensorboard, wandb, mlflow, trackio, ... (from worker 0).", group="logging"
+    )
+    run_name: str | None = setting(None, "The run's name in a tracker.", group="logging", aliases=("wandb_run_name",))
+    wandb_project: str | None = setting(None, "Weights & Biases project; turns that tracker on.", group="logging")
+    wandb_watch: str | None = setting(None, "false, gradients or all.", group="logging")
+    wandb_log_model: str | None = setting(None, "false or true.", group="logging")
+
+    output_dir: str = setting(
+        "out/train", "Folder for the adapter or checkpoint and all that belongs to it.", group="run"
+    )
+    resume: bool = setting(False, "Go on from the newest checkpoint in output_dir.", group="run")
+    overwrite: bool = setting(
+        False, "Delete an earlier run's files in output_dir first.", group="run", aliases=("overwrite_output_dir",)
+    )
+    resume_from_checkpoint: str | None = setting(None, "Go on from this checkpoint folder.", group="run")
+    dry_run: bool = setting(False, "Print the resolved settings and stop before any weights are loaded.", group="run")
+
+    num_workers: int = setting(1, "Workers, each with its own GPU where GPUs are used.", group="cluster", ge=1)
+    use_gpu: bool | Literal["auto"] = setting(
+        "auto", "auto: where the cluster has GPUs or can start nodes that have them.", group="cluster"
+    )
+    cpus_per_worker: int | None = setting(
+        None, "CPUs that Ray reserves for a worker (default 1).", group="cluster", ge=1
+    )
+    threads: int | None = setting(
+        None, "Threads of a worker (default: the machine's cores over its workers).", group="cluster", ge=1
+    )
+    max_failures: int = setting(
+        2, "How often a lost worker is replaced, from the newest checkpoint.", group="cluster", ge=-1
+    )
+    fsdp: str = setting("", "Shard the model over the workers, e.g. 'full_shard auto_wrap'.", group="cluster")
+    fsdp_transformer_layer_cls_to_wrap: str | None = setting(
+        None, "Class of the layers that FSDP wraps (found from the model if not given).", group="cluster"
+    )
+    deepspeed: str | None = setting(None, "DeepSpeed configuration, a JSON file.", group="cluster")
+
+    training_arguments: dict[str, Any] = setting({}, "Further fields of TrainingArguments.")
+
+    @classmethod
+    def passthrough_names(cls) -> set[str]:
+        """Return the other fields of the installed TrainingArguments, and the retired ones."""
+        return (training_argument_names() | RETIRED | REFUSED.keys()) - cls.model_fields.keys()
+
+    @classmethod
+    def dialect(cls, given: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+        """Return the dialect that the flag naming the model chose, and its defaults."""
+        return choose(given)
+
+    @property
+    def spoken(self) -> Dialect:
+        """The dialect in which the model was named."""
+        if self.base_model is not None:
+            return "Alpaca-LoRA"
+        return "Stanford" if self.model_name_or_path is not None else "ours"
+
+    @property
+    def model_name(self) -> str:
+        """The base model, by the name the user gave."""
+        return self.base_model or self.model_name_or_path or self.model or "embedded"
+
+    @property
+    def model_flag(self) -> str:
+        """The flag that named it, for messages."""
+        return {"ours": "--model", "Alpaca-LoRA": "--base_model", "Stanford": "--model_name_or_path"}[self.spoken]
+
+    @property
+    def mode(self) -> tuple[Literal["lora", "full"], str]:
+        """Whether an adapter or all weights are trained, and why."""
+        if self.full:
+            return "full", "--full"
+        if self.spoken != "Stanford":
+            return "lora", f"the default of {'our' if self.spoken == 'ours' else 'the Alpaca-LoRA'} dialect"
+        asked = [flag for flag in LORA_FLAGS if self.was_given(flag) and getattr(self, flag) is not False]
+        if asked:
+            return "lora", f"--{asked[0]} stands beside --model_name_or_path"
+        return "full", "the default of the Stanford dialect"
+
+    @model_validator(mode="after")
+    def _no_contradictions(self) -> Self:
+        if self.bf16 and self.fp16:
+            raise ValueError("--bf16 and --fp16 contradict each other: give one of them")
+        if self.load_8bit and self.load_4bit:
+            raise ValueError("--load_8bit and --load_4bit contradict each other: give one of them")
+        bits = "load_4bit" if self.load_4bit else "load_8bit"
+        if self.full and (self.load_4bit or self.load_8bit):
+            raise ValueError(f"--full with --{bits}: quantised weights cannot be trained; leave one of them out")
+        if self.fsdp.strip() and self.deepspeed:
+            raise ValueError("--fsdp and --deepspeed contradict each other: give one of them")
+        if self.resume and self.overwrite:
+            raise ValueError("--resume and --overwrite contradict each other: give one of them")
+        if self.resume and self.resume_from_checkpoint:
+            raise ValueError("--resume and --resume_from_checkpoint contradict each other: give one of them")
+        if self.max_steps == 0 or self.max_steps < -1:
+            raise ValueError(f"--max_steps {self.max_steps}: must be above 0 (or -1: by epochs)")
+        if self.val_set_size >= 1 and self.val_set_size != int(self.val_set_size):
+            raise ValueError(f"--val_set_size {self.val_set_size}: a count must be whole, a share below 1")
+        if self.val_set_size == 0 and (self.load_best_model_at_end or self.save_strategy == "best"):
+            flag = "load_best_model_at_end" if self.load_best_model_at_end else "save_strategy best"
+            raise ValueError(f"--{flag} needs a validation loss: give --val_set_size")
+        for name in self.training_arguments:
+            if name in REFUSED:
+                raise ValueError(f"--{name} is not taken here: {REFUSED[name]}")
+        return self
+
+
+@cache
+def training_argument_names() -> frozenset[str]:
+    """Return the fields of the installed TrainingArguments, read from its source: importing it takes seconds."""
+    spec = importlib.util.find_spec("transformers")
+    if spec is None or not spec.submodule_search_locations:
+        return frozenset()
+    source = Path(spec.submodule_search_locations[0]) / "training_args.py"
+    for node in ast.parse(source.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ClassDef) and node.name == "TrainingArguments":
+            return frozenset(
+                item.target.id
+                for item in node.body
+                if isinstance(item, ast.AnnAssign)
+                and isinstance(item.target, ast.Name)
+                and not item.target.id.startswith("_")
+                and "ClassVar" not in ast.unparse(item.annotation)
+            )
+    return frozenset()

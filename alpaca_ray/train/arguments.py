@@ -1,0 +1,141 @@
+"""From our settings, which keep the originals' names, to the installed TrainingArguments. Pure, except ``check``."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+from alpaca_ray.errors import SettingsError
+from alpaca_ray.settings.train import RETIRED, TrainSettings
+from alpaca_ray.train.plan import Plan
+
+_SHARDING = {"full_shard": True, "shard_grad_op": False, "hybrid_shard": True, "hybrid_shard_zero2": False}
+_TRACKER_PACKAGES = {"tensorboard": ("tensorboard", "tensorboardX"), "azure_ml": ("azureml",), "dvclive": ("dvclive",)}
+
+
+def translate(settings: TrainSettings, plan: Plan, output_dir: str, *, has_validation: bool) -> dict[str, Any]:
+    """Return keyword arguments for the installed TrainingArguments.
+
+    Raises:
+        SettingsError: validation is asked for and nothing is held out, or an ``--fsdp`` option is unknown.
+    """
+    strategy = settings.eval_strategy
+    if not has_validation and strategy != "no":
+        if settings.was_given("eval_strategy"):
+            raise SettingsError(f"--evaluation_strategy {strategy} needs held-out records: give --val_set_size")
+        strategy = "no"
+    values: dict[str, Any] = {
+        "output_dir": output_dir,
+        "max_steps": settings.max_steps,
+        "num_train_epochs": settings.num_train_epochs,
+        "per_device_train_batch_size": plan.micro_batch,
+        "per_device_eval_batch_size": settings.per_device_eval_batch_size,
+        "gradient_accumulation_steps": plan.accumulation,
+        "learning_rate": settings.learning_rate,
+        "lr_scheduler_type": settings.lr_scheduler_type,
+        # TrainingArguments 5 has no warmup_ratio: warmup_steps below 1 is a share of all steps.
+        "warmup_steps": settings.warmup_steps or settings.warmup_ratio,
+        "weight_decay": settings.weight_decay,
+        "optim": settings.optim,
+        "gradient_checkpointing": settings.gradient_checkpointing or None,
+        "seed": settings.seed,
+        "bf16": plan.precision == "bf16",
+        "fp16": plan.precision == "fp16",
+        "tf32": plan.tf32,
+        "use_cpu": not plan.use_gpu,
+        "dataloader_pin_memory": plan.use_gpu,
+        "logging_steps": settings.logging_steps,
+        "logging_nan_inf_filter": False,
+        "eval_strategy": strategy,
+        "eval_steps": settings.eval_steps,
+        "save_strategy": settings.save_strategy,
+        "save_steps": settings.save_steps,
+        "save_total_limit": settings.save_total_limit,
+        "load_best_model_at_end": settings.load_best_model_at_end and has_validation,
+        "metric_for_best_model": "loss" if has_validation else None,
+        "report_to": plan.trackers or ["none"],
+        "run_name": settings.run_name,
+        "deepspeed": read_deepspeed(settings.deepspeed),
+        "ddp_find_unused_parameters": False,
+        "remove_unused_columns": False,
+        "disable_tqdm": True,
+        "log_level": "error",
+        **_fsdp(settings, plan),
+    }
+    rest = {name: value for name, value in settings.training_arguments.items() if name not in RETIRED}
+    if isinstance(rest.get("fsdp_config"), dict) and "fsdp_config" in values:
+        rest["fsdp_config"] = {**values["fsdp_config"], **rest["fsdp_config"]}
+    return {**values, **rest}
+
+
+def read_deepspeed(path: str | None) -> dict[str, Any] | None:
+    """Return the content of a DeepSpeed configuration file: a worker on another node does not have the file.
+
+    Raises:
+        SettingsError: it is missing or no JSON object.
+    """
+    if path is None:
+        return None
+    try:
+        content = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"--deepspeed {path}: {error.strerror}") from error
+    except json.JSONDecodeError as error:
+        raise SettingsError(f"--deepspeed {path}, line {error.lineno}: not valid JSON: {error.msg}") from error
+    if not isinstance(content, dict):
+        raise SettingsError(f"--deepspeed {path}: must hold a JSON object")
+    return content
+
+
+def check_trackers(trackers: list[str]) -> None:
+    """Check that the packages of the trackers are installed.
+
+    Raises:
+        SettingsError: one is not.
+    """
+    for name in trackers:
+        packages = _TRACKER_PACKAGES.get(name, (name,))
+        if name != "all" and not any(importlib.util.find_spec(package) for package in packages):
+            raise SettingsError(f"--report_to {name}: the package {packages[0]} is not installed")
+
+
+def check(arguments: dict[str, Any]) -> None:
+    """Build TrainingArguments once, before anything is written, for the errors it raises. Takes seconds of imports.
+
+    Raises:
+        SettingsError: it refuses a value.
+    """
+    import logging
+    import warnings
+
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    from transformers import TrainingArguments
+
+    machine_dependent = {"use_cpu": True, "tf32": None, "fp16": False, "fsdp": None, "deepspeed": None}
+    known = {name: value for name, value in arguments.items() if name != "fsdp_config"}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            TrainingArguments(**{**known, **machine_dependent})
+    except (ValueError, TypeError, KeyError) as error:
+        raise SettingsError(f"TrainingArguments refuses a value: {error}") from error
+
+
+def _fsdp(settings: TrainSettings, plan: Plan) -> dict[str, Any]:
+    """Translate ``full_shard auto_wrap`` into what transformers 5 calls FSDP2's options."""
+    if not settings.fsdp.strip():
+        return {}
+    config: dict[str, Any] = {"version": 2}
+    for option in settings.fsdp.split():
+        if option in _SHARDING:
+            config["reshard_after_forward"] = _SHARDING[option]
+        elif option == "offload":
+            config["cpu_offload"] = True
+        elif option != "auto_wrap":
+            known = ", ".join([*_SHARDING, "auto_wrap", "offload"])
+            raise SettingsError(f"--fsdp {option!r}: known options are {known}")
+    if settings.fsdp_transformer_layer_cls_to_wrap:
+        config["transformer_layer_cls_to_wrap"] = settings.fsdp_transformer_layer_cls_to_wrap.split(",")
+    return {"fsdp": True, "fsdp_config": config} if plan.fsdp else {}

@@ -1,0 +1,119 @@
+"""What a run shows: metrics.jsonl, the lines in the terminal, the loss plot. Pure."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from alpaca_ray.storage import write_atomic
+
+METRICS_FILE = "metrics.jsonl"
+PLOT_FILE = "loss.png"
+_POLL_SECONDS = 0.3
+
+Row = Mapping[str, Any]
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """Return the rows of a run's ``metrics.jsonl``; a last line that a crash cut off is left out."""
+    path = folder / METRICS_FILE
+    if not path.is_file():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break  # only an interrupted last write is ever incomplete
+    return rows
+
+
+def rewind(folder: Path, step: int) -> list[dict[str, Any]]:
+    """Drop the rows after ``step``, which a run resumed there will write again, and return the others."""
+    rows = [row for row in read_metrics(folder) if row.get("step", 0) <= step]
+    write_atomic(folder / METRICS_FILE, "".join(json.dumps(row) + "\n" for row in rows))
+    return rows
+
+
+def append(folder: Path, row: Row) -> None:
+    """Append one row."""
+    with (folder / METRICS_FILE).open("a", encoding="utf-8") as handle:
+        handle.write(json.dumps(row) + "\n")
+
+
+def format_row(row: Row) -> str:
+    """Return a row as a line for the terminal."""
+    total = row.get("total_steps")
+    head = f"step {row.get('step', 0)}/{total}" if total else f"step {row.get('step', 0)}"
+    parts = [head]
+    if "eval_loss" in row:
+        parts.append(f"validation loss {row['eval_loss']:.4f}")
+    if "loss" in row:
+        parts.append(f"loss {row['loss']:.4f}")
+    if "learning_rate" in row:
+        parts.append(f"learning rate {row['learning_rate']:.2e}")
+    if row.get("tokens_per_second"):
+        parts.append(f"{row['tokens_per_second']:.0f} tokens/s")
+    if row.get("seconds_left") is not None:
+        minutes, seconds = divmod(round(row["seconds_left"]), 60)
+        parts.append(f"{minutes}:{seconds:02d} left")
+    return " | ".join(parts)
+
+
+@contextmanager
+def follow(folder: Path, show: Callable[[str], None]) -> Iterator[None]:
+    """Show each row that workers append while the block runs: one clean line each, without Ray's worker prefixes."""
+    path = folder / METRICS_FILE
+    position = path.stat().st_size if path.is_file() else 0
+    done = threading.Event()
+
+    def poll() -> None:
+        nonlocal position
+        if not path.is_file():
+            return
+        if path.stat().st_size < position:  # rewound by a resume
+            position = path.stat().st_size
+        with path.open("rb") as handle:
+            handle.seek(position)
+            fresh = handle.read()
+        whole = fresh[: fresh.rfind(b"\n") + 1]
+        position += len(whole)
+        for line in whole.splitlines():
+            show(format_row(json.loads(line)))
+
+    def watch() -> None:
+        while not done.wait(_POLL_SECONDS):
+            poll()
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        poll()
+
+
+def plot_losses(rows: Sequence[Row], path: Path) -> None:
+    """Draw training and validation loss over steps into a PNG file."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for name, label, style in (("loss", "training", "-"), ("eval_loss", "validation", "o--")):
+        points = [(row["step"], row[name]) for row in rows if name in row]
+        if points:
+            axes.plot(*zip(*points, strict=True), style, label=label)
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss per token")
+    axes.grid(alpha=0.3)
+    if axes.lines:
+        axes.legend()
+    figure.savefig(path, dpi=120)

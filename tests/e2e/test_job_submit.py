@@ -1,0 +1,84 @@
+"""``ray job submit`` on a cluster that ``ray start --head`` started, with the environment that the README gives."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from e2e_support import ROOT
+
+from alpaca_ray.testing.processes import free_port, running
+
+BIN = Path(sys.executable).parent
+pytestmark = pytest.mark.timeout(600)
+
+
+def environment(storage: Path) -> dict[str, str]:
+    """What the README tells the user to export, and a temporary folder so that no other cluster is touched or found."""
+    return {
+        "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+        "RAY_AUTH_MODE": "token",
+        "ALPACA_RAY_STORAGE": str(storage / "storage"),
+        "RAY_TMPDIR": str(storage),
+    }
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[tuple[str, dict[str, str]]]:
+    """A cluster started from the repository's folder; yields its dashboard's address and the environment."""
+    storage = Path(tempfile.mkdtemp(prefix="ray"))  # short: the path of a socket may have 107 bytes
+    variables = environment(storage)
+    if not (Path.home() / ".ray" / "auth_token").exists() and not os.environ.get("RAY_AUTH_TOKEN"):
+        subprocess.run([str(BIN / "ray"), "get-auth-token", "--generate"], check=True, capture_output=True, timeout=60)
+    dashboard = free_port()
+    command = [str(BIN / "ray"), "start", "--head", "--block", "--num-cpus", "3", "--object-store-memory", "300000000"]
+    command += ["--port", str(free_port()), "--dashboard-port", str(dashboard)]
+    log = storage / "head.log"
+    options = {"cwd": ROOT, "env": {**os.environ, **variables}, "stderr": subprocess.STDOUT}
+    with log.open("w") as output, running(command, stdout=output, **options) as child:
+        address = f"http://127.0.0.1:{dashboard}"
+        deadline = time.monotonic() + 90
+        while time.monotonic() < deadline and child.poll() is None:
+            try:
+                if httpx.get(f"{address}/api/version", timeout=5).status_code in (200, 401, 403):
+                    break
+            except httpx.TransportError:
+                time.sleep(0.5)
+        else:
+            pytest.fail(log.read_text()[-3000:])
+        yield address, variables
+
+
+def submit(head: tuple[str, dict[str, str]], *arguments: str) -> subprocess.CompletedProcess[str]:
+    address, variables = head
+    command = [str(BIN / "ray"), "job", "submit", "--address", address, *arguments]
+    return subprocess.run(
+        command, cwd=ROOT, env={**os.environ, **variables}, capture_output=True, text=True, timeout=420
+    )
+
+
+def test_an_uploaded_working_dir_keeps_its_result(head: tuple[str, dict[str, str]]) -> None:
+    train = ["python", "jobs/train.py", "--max_steps", "4", "--output_dir", "./out"]
+    done = submit(head, "--working-dir", ".", "--", *train)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    found = re.search(r"adapter: (\S+) on node", done.stdout)
+    assert found, done.stdout[-2000:]
+    folder = Path(found.group(1))
+    assert folder == Path(head[1]["ALPACA_RAY_STORAGE"]) / "out"
+    assert (folder / "adapter_model.safetensors").is_file()
+
+
+def test_the_users_own_form_runs_where_the_cluster_runs(head: tuple[str, dict[str, str]], tiny_llama: Path) -> None:
+    output = Path(head[1]["RAY_TMPDIR"]) / "own-form"
+    train = ["python", "jobs/train.py", "--model", str(tiny_llama), "--max_steps", "2", "--output_dir", str(output)]
+    done = submit(head, "--", *train)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    assert (output / "adapter_model.safetensors").is_file()

@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alpaca_ray.errors import DataError, OutputError
+from alpaca_ray.generate.journal import Header, Journal, Outcome, read_header, read_outcomes, repair
+
+HEADER = Header({"model_name": "m"}, initial=3)
+
+
+def outcome(number: int, text: str = "some text\u2028with\x85every\n\nbreak \ud800") -> Outcome:
+    return Outcome(number, ["a", "b"], "0123", "m", text, "stop", {"prompt_tokens": 5}, 0.25, failures={"timeout": 1})
+
+
+def write(path: Path, outcomes: list[Outcome]) -> None:
+    journal = Journal(path)
+    journal.write_header(HEADER)
+    journal.append(outcomes)
+    journal.close()
+
+
+def test_what_is_written_is_read_back(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    outcomes = [outcome(1), outcome(0), Outcome(2, [], "x", "m", error="timeout", message="no answer in time")]
+    write(path, outcomes)
+    assert read_header(path) == HEADER
+    assert list(read_outcomes(path)) == outcomes
+
+
+@pytest.mark.parametrize("cut", range(1, 60, 7))
+def test_a_torn_last_line_is_left_out_and_repaired(tmp_path: Path, cut: int) -> None:
+    path = tmp_path / "journal.jsonl"
+    write(path, [outcome(0), outcome(1)])
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-cut])
+    assert [found.request_id for found in read_outcomes(path)] == [0]
+    journal = Journal(path)
+    journal.append([outcome(1)])
+    journal.close()
+    assert path.read_bytes() == whole
+
+
+def test_repair_leaves_a_sound_file_and_empties_one_without_a_line(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    write(path, [outcome(0, "x" * 200_000)])
+    size = path.stat().st_size
+    assert repair(path) == 0
+    assert path.stat().st_size == size
+    path.write_bytes(b'{"journal": 1, "sett')
+    assert read_header(path) is None
+    assert repair(path) == 20
+    assert path.stat().st_size == 0
+
+
+def test_a_repeated_outcome_counts_once(tmp_path: Path) -> None:
+    write(tmp_path / "j", [outcome(0, "first"), outcome(1), outcome(0, "second")])
+    assert [found.text for found in read_outcomes(tmp_path / "j")] == ["first", outcome(1).text]
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [("{not json}", "line 3: not valid JSON"), ("[1]", "line 3: must hold"), ('{"a": 1}', "line 3: not")],
+)
+def test_damage_in_the_middle_names_the_line(tmp_path: Path, line: str, words: str) -> None:
+    path = tmp_path / "journal.jsonl"
+    write(path, [outcome(0)])
+    with path.open("a") as file:
+        file.write(f"{line}\n")
+    journal = Journal(path)
+    journal.append([outcome(1)])
+    journal.close()
+    with pytest.raises(DataError, match=words):
+        list(read_outcomes(path))
+
+
+def test_a_journal_of_another_kind_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "j").write_text('{"journal": 99, "settings": {}}\n')
+    with pytest.raises(DataError, match="line 1: not the header"):
+        read_header(tmp_path / "j")
+    assert read_header(tmp_path / "absent") is None
+
+
+def test_a_full_disk_leaves_no_half_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "journal.jsonl"
+    write(path, [outcome(0)])
+    before = path.read_bytes()
+    journal = Journal(path)
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OutputError, match=r"journal\.jsonl: cannot be written: No space left on device.*--resume"):
+        journal.append([outcome(1)])
+    monkeypatch.undo()
+    assert path.read_bytes() == before
+
+
+def test_an_append_is_synchronised_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Any] = []
+    real = os.fsync
+    journal = Journal(tmp_path / "j")
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (calls.append(descriptor), real(descriptor)))
+    journal.append([outcome(number) for number in range(50)])
+    assert len(calls) == 1
