@@ -112,9 +112,9 @@ def check_output(folder: Path, ours: Sequence[str], *, resume: bool, overwrite: 
         )
     existing = next(parent for parent in [folder, *folder.parents] if parent.exists())
     if not existing.is_dir():
-        raise OutputError(f"--output_dir {folder}: {existing} is not a folder")
+        raise OutputError(f"--output_dir {folder}: cannot be written: {existing} is not a folder")
     if not os.access(existing, os.W_OK | os.X_OK):
-        raise OutputError(f"--output_dir {folder}: {existing} cannot be written")
+        raise OutputError(f"--output_dir {folder}: cannot be written: no permission to write in {existing}")
 
 
 def claim_output(folder: Path, ours: Sequence[str], *, resume: bool, overwrite: bool) -> None:

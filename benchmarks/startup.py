@@ -87,7 +87,7 @@ def first_line(command: list[str], mark: str) -> float:
     started = time.monotonic()
     with running(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as child:
         seen = []
-        for line in child.stdout:
+        for line in child.stdout or ():
             seen.append(line)
             if mark in line:
                 return time.monotonic() - started
@@ -133,7 +133,9 @@ def measures(scratch: Path) -> dict[str, tuple[Callable[[], float], Callable[[],
             lambda: first_request(lambda url: floor("generate.py", url)),
         ),
         "train: first step": (
-            lambda: first_line(job("train.py", "--max_steps", "1", "--output_dir", output()), "step 1/"),
+            lambda: first_line(
+                job("train.py", "--max_steps", "1", "--logging_steps", "1", "--output_dir", output()), "step 1/"
+            ),
             lambda: first_line(floor("train.py", model), "FIRST STEP"),
         ),
         "serve: first token": (

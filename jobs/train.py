@@ -7,10 +7,10 @@ from alpaca_ray.settings.cli import parse_settings
 from alpaca_ray.settings.train import TrainSettings
 
 DESCRIPTION = """\
-Fine-tune a model on instruction records with Ray Train. With no arguments: a LoRA adapter for the embedded model, trained
-on the shipped seed tasks. The flag that names the model chooses whose defaults hold: --model (ours, shown below),
---base_model (Alpaca-LoRA's), --model_name_or_path (Stanford's, full fine-tuning). Every other field of transformers'
-TrainingArguments is accepted as a flag, too."""
+Fine-tune a model on instruction records with Ray Train. With no arguments: a LoRA adapter for the embedded model,
+trained on the shipped seed tasks. The flag that names the model chooses whose defaults hold: --model (ours, shown
+below), --base_model (Alpaca-LoRA's), --model_name_or_path (Stanford's, full fine-tuning). Every other field of
+transformers' TrainingArguments is accepted as a flag, too."""
 
 
 def main() -> None:

@@ -47,6 +47,8 @@ def generate(settings: GenerateSettings) -> Path:
         return folder
 
     processor = plan.processor(state)
+    if state.outcomes:
+        say(f"Took up {len(state.outcomes)} answers from the journal: {len(processor.records)} instructions so far")
     if processor.done:  # extras in the journal are enough: no cluster, no teacher
         Session(plan, teacher, folder, state, processor).go()
         return folder

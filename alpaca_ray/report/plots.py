@@ -1,4 +1,4 @@
-"""Plots as SVG text, drawn with matplotlib's file back end: no display is needed."""
+"""Plots, drawn with matplotlib's file back end: no display is needed."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import io
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+from alpaca_ray.storage import write_atomic
 
 TRAIN_COLOUR = "#8a94a6"
 EVAL_COLOUR = "#c2410c"
@@ -17,24 +19,27 @@ def loss_curve(rows: Iterable[Mapping[str, Any]], *, title: str = "") -> str:
     Args:
         rows: lines of ``metrics.jsonl``: each has ``step`` and one or both of ``loss`` and ``eval_loss``.
     """
+    svg = _loss_curve(rows, title, "svg").decode()
+    return svg[svg.index("<svg") :]  # the XML prologue may not stand inside an HTML page
+
+
+def save_loss_curve(rows: Iterable[Mapping[str, Any]], path: Path, *, title: str = "") -> None:
+    """Write the loss curve as a PNG or SVG file, by the path's suffix."""
+    write_atomic(path, _loss_curve(rows, title, path.suffix.removeprefix(".")))
+
+
+def _loss_curve(rows: Iterable[Mapping[str, Any]], title: str, kind: str) -> bytes:
     from matplotlib import rc_context
 
     rows = list(rows)
     train = [(row["step"], row["loss"]) for row in rows if row.get("loss") is not None]
     validation = [(row["step"], row["eval_loss"]) for row in rows if row.get("eval_loss") is not None]
-    buffer = io.StringIO()
+    buffer = io.BytesIO()
     with rc_context({"svg.hashsalt": "alpaca_ray", "font.family": "DejaVu Sans"}):  # equal input, equal bytes
         figure = _draw(train, validation, title)
-        figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
-    svg = buffer.getvalue()
-    return svg[svg.index("<svg") :]  # the XML prologue may not stand inside an HTML page
-
-
-def save_loss_curve(rows: Iterable[Mapping[str, Any]], path: Path, *, title: str = "") -> None:
-    """Write the loss curve as an SVG file."""
-    from alpaca_ray.storage import write_atomic
-
-    write_atomic(path, loss_curve(rows, title=title) + "\n")
+        metadata = {"Date": None} if kind == "svg" else None
+        figure.savefig(buffer, format=kind, bbox_inches="tight", dpi=120, metadata=metadata)
+    return buffer.getvalue()
 
 
 def _draw(train: list[tuple[int, float]], validation: list[tuple[int, float]], title: str) -> Any:
@@ -45,10 +50,15 @@ def _draw(train: list[tuple[int, float]], validation: list[tuple[int, float]], t
     if train:
         axes.plot(*zip(*train, strict=True), color=TRAIN_COLOUR, linewidth=1.4, label="training")
     if validation:
-        line = {"color": EVAL_COLOUR, "linewidth": 1.8, "marker": "o", "markersize": 5}
+        line: dict[str, Any] = {"color": EVAL_COLOUR, "linewidth": 1.8, "marker": "o", "markersize": 5}
         axes.plot(*zip(*validation, strict=True), label="validation", **line)
         for step, loss in sorted({validation[0], validation[-1]}):
-            label = {"textcoords": "offset points", "xytext": (0, 8), "ha": "center", "color": EVAL_COLOUR}
+            label: dict[str, Any] = {
+                "textcoords": "offset points",
+                "xytext": (0, 8),
+                "ha": "center",
+                "color": EVAL_COLOUR,
+            }
             axes.annotate(f"{loss:.2f}", (step, loss), **label)
     axes.set_xlabel("optimiser step")
     axes.set_ylabel("loss (nats a token)")

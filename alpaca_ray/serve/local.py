@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import socket
 import time
 import urllib.error
@@ -16,7 +17,8 @@ from ray.serve.config import HTTPOptions
 from ray.serve.context import _get_global_client
 from ray.serve.schema import LoggingConfig
 
-from alpaca_ray.errors import ClusterError, SettingsError, find_cause
+from alpaca_ray import errors
+from alpaca_ray.errors import AlpacaRayError, ClusterError, SettingsError
 from alpaca_ray.serve.app import build_app
 from alpaca_ray.settings.serve import ServeArgs
 
@@ -51,16 +53,26 @@ def local_server(args: ServeArgs, *, host: str = "127.0.0.1", port: int | None =
     root = f"http://{reachable}:{port}{prefix}"
     try:
         try:
-            serve.run(application, name=name, route_prefix=prefix or "/")
+            serve.run(application, name=name, route_prefix=prefix or "/", logging_config=_QUIET)
         except RuntimeError as error:
-            known = find_cause(error)
-            raise known or ClusterError(f"the server did not start: {error}") from error
+            raise _why_not_started(name, error) from error
         _wait_until_healthy(f"{root}/health")
         yield f"{root}/v1"
     finally:
         serve.delete(name)
         if started:
             serve.shutdown()
+
+
+def _why_not_started(name: str, error: RuntimeError) -> AlpacaRayError:
+    """Return our own error that ended a replica, which Serve passes on as the text of a traceback only."""
+    application = serve.status().applications.get(name)
+    for deployment in application.deployments.values() if application else ():
+        for kind, text in re.findall(r"^alpaca_ray\.errors\.(\w+): (.+)$", deployment.message, re.MULTILINE):
+            cause = getattr(errors, kind, None)
+            if isinstance(cause, type) and issubclass(cause, AlpacaRayError):
+                return cause(text)
+    return ClusterError(f"the server did not start: {error}")
 
 
 def _wait_until_healthy(url: str) -> None:

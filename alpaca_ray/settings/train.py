@@ -2,42 +2,13 @@
 
 from __future__ import annotations
 
-import ast
-import importlib.util
-from functools import cache
-from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
-from pydantic import model_validator
+from pydantic import ValidationInfo, field_validator, model_validator
 
 from alpaca_ray.settings.base import Settings, setting
 from alpaca_ray.settings.dialects import LORA_FLAGS, Dialect, choose
-
-# Fields that TrainingArguments once had and that change no result: accepted, so that old commands keep running.
-RETIRED = frozenset(
-    {
-        "logging_dir",
-        "save_safetensors",
-        "half_precision_backend",
-        "fp16_backend",
-        "fp16_opt_level",
-        "local_rank",
-        "use_legacy_prediction_loop",
-        "do_train",
-        "do_eval",
-    }
-)
-# Fields of TrainingArguments that would contradict what this program does itself.
-REFUSED = {
-    "use_cpu": "use --use_gpu false",
-    "no_cuda": "use --use_gpu false",
-    "auto_find_batch_size": "set --per_device_train_batch_size",
-    "dataloader_drop_last": "every sample is trained on once an epoch",
-    "train_sampling_strategy": "use --group_by_length",
-    "length_column_name": "lengths are counted here",
-    "eval_on_start": "the validation loss is always taken before the first step",
-    "average_tokens_across_devices": "the loss is always the mean over all tokens of a step",
-}
+from alpaca_ray.settings.training_arguments import REFUSED, RETIRED, training_argument_names
 
 
 class TrainSettings(Settings):
@@ -98,7 +69,7 @@ class TrainSettings(Settings):
         True, "Lay a batch's samples end to end in one row instead of padding them. Same loss, less work.", group="data"
     )
 
-    num_train_epochs: float = setting(3.0, "Passes over the data.", group="training", aliases=("num_epochs",), gt=0)
+    num_train_epochs: float = setting(2.0, "Passes over the data.", group="training", aliases=("num_epochs",), gt=0)
     max_steps: int = setting(-1, "Optimiser steps; above 0 it wins over epochs.", group="training")
     batch_size: int | None = setting(
         None, "Samples a step over all workers; accumulation follows from it.", group="training", ge=1
@@ -123,7 +94,9 @@ class TrainSettings(Settings):
     fp16: bool = setting(False, "Compute in float16 (GPU only).", group="precision")
     tf32: bool | None = setting(None, "TF32 matrix products on GPUs that have them.", group="precision")
 
-    logging_steps: float = setting(5, "Steps between two loss lines; below 1 a share of all steps.", group="logging", gt=0)
+    logging_steps: float = setting(
+        5, "Steps between two loss lines; below 1 a share of all steps.", group="logging", gt=0
+    )
     eval_strategy: Literal["no", "steps", "epoch"] = setting(
         "epoch", "When to take the validation loss in between.", group="logging", aliases=("evaluation_strategy",)
     )
@@ -178,7 +151,7 @@ class TrainSettings(Settings):
     @classmethod
     def passthrough_names(cls) -> set[str]:
         """Return the other fields of the installed TrainingArguments, and the retired ones."""
-        return (training_argument_names() | RETIRED | REFUSED.keys()) - cls.model_fields.keys()
+        return (set(training_argument_names()) | RETIRED | REFUSED.keys()) - cls.model_fields.keys()
 
     @classmethod
     def dialect(cls, given: dict[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -214,6 +187,16 @@ class TrainSettings(Settings):
             return "lora", f"--{asked[0]} stands beside --model_name_or_path"
         return "full", "the default of the Stanford dialect"
 
+    @field_validator("lora_target_modules", "report_to", "data_path", mode="after")
+    @classmethod
+    def _take_apart(cls, values: list[str], info: ValidationInfo) -> list[str]:
+        """Accept ``q_proj,v_proj`` as two names; a path may hold a comma, so data_path is only checked."""
+        if info.field_name != "data_path":
+            values = [part.strip() for value in values for part in value.split(",") if part.strip()]
+        if not values:
+            raise ValueError("needs at least one value")
+        return values
+
     @model_validator(mode="after")
     def _no_contradictions(self) -> Self:
         if self.bf16 and self.fp16:
@@ -240,23 +223,3 @@ class TrainSettings(Settings):
             if name in REFUSED:
                 raise ValueError(f"--{name} is not taken here: {REFUSED[name]}")
         return self
-
-
-@cache
-def training_argument_names() -> frozenset[str]:
-    """Return the fields of the installed TrainingArguments, read from its source: importing it takes seconds."""
-    spec = importlib.util.find_spec("transformers")
-    if spec is None or not spec.submodule_search_locations:
-        return frozenset()
-    source = Path(spec.submodule_search_locations[0]) / "training_args.py"
-    for node in ast.parse(source.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.ClassDef) and node.name == "TrainingArguments":
-            return frozenset(
-                item.target.id
-                for item in node.body
-                if isinstance(item, ast.AnnAssign)
-                and isinstance(item.target, ast.Name)
-                and not item.target.id.startswith("_")
-                and "ClassVar" not in ast.unparse(item.annotation)
-            )
-    return frozenset()

@@ -14,50 +14,76 @@ _VERBS = (
     *("Outline", "Shorten", "Estimate", "Rank", "Describe", "Correct", "Paraphrase", "Categorise", "Justify"),
     *("Simplify", "Predict", "Defend", "Illustrate", "Question", "Condense", "Expand", "Review", "Adapt"),
 )
-_THINGS = (
-    "the opening paragraph of a gardening column",
-    "three arguments for a four-day week",
-    "the rules of a board game",
-    "the minutes of a village council",
-    "a complaint about a late parcel",
-    "the plot of a short detective story",
-    "the advantages of rail over road",
-    "a recipe for lentil soup",
-    "an apology to a neighbour",
-    "the causes of soil erosion",
-    "a weather warning for sailors",
-    "the steps of a science experiment",
-    "a job advert for a beekeeper",
-    "the life cycle of a salmon",
-    "an interview with a glass blower",
-    "the budget of a student household",
-    "a review of a mountain hostel",
-    "the history of the bicycle",
-    "a speech for a retirement party",
-    "the warranty terms of a coffee grinder",
+_FORMS = (
+    *(
+        "a newspaper column",
+        "a diary entry",
+        "three arguments",
+        "the minutes of a meeting",
+        "a complaint",
+        "a plot outline",
+    ),
+    *("an apology", "a job advert", "an interview", "a review", "a speech", "a set of instructions", "a short poem"),
+    *("a news report", "a proverb", "a dialogue", "a quiz question", "a postcard", "a legal clause", "a recipe"),
+    *("a bedtime story", "an opening sentence", "a radio script", "a eulogy", "a slogan", "a timetable", "a petition"),
+)
+_TOPICS = (
+    *(
+        "late parcels",
+        "lentil soup",
+        "soil erosion",
+        "sailing in fog",
+        "beekeeping",
+        "the life of salmon",
+        "glass blowing",
+    ),
+    *(
+        "student budgets",
+        "mountain hostels",
+        "old bicycles",
+        "retirement",
+        "coffee grinders",
+        "night trains",
+        "chess clubs",
+    ),
+    *("village councils", "a four-day week", "school orchestras", "apple orchards", "street markets", "tidal power"),
+    *("a broken lift", "ice hockey", "paper making", "volcanoes", "lost luggage", "choir practice", "roof gardens"),
+    *("rain barrels", "public libraries", "pottery", "stage fright", "desert travel", "barn owls", "noisy neighbours"),
+    *("cable cars", "first aid", "sourdough", "crossword puzzles", "weather balloons", "carpentry", "sign language"),
+)
+_READERS = (
+    *("children of ten", "a sceptic", "tourists", "a busy nurse", "the mayor", "new colleagues", "football fans"),
+    *("an examiner", "pensioners", "a pen friend", "night-shift workers", "historians", "a travel guide", "farmers"),
 )
 _MANNERS = (
-    "for a reader of ten years",
-    "in exactly two sentences",
-    "as a numbered list",
-    "without using technical terms",
-    "in the tone of a sports reporter",
-    "so that it fits on a postcard",
-    "with one example from daily life",
-    "from the point of view of a sceptic",
-    "using only words of two syllables",
-    "for someone in a hurry",
-    "and name the weakest point",
-    "as a dialogue between two friends",
-    "for a radio announcement",
-    "and add a fitting headline",
-    "in formal language",
-    "as if it were the year 1900",
+    *("in exactly two sentences", "as a numbered list", "without technical terms", "with one example from daily life"),
+    *("using only short words", "and name the weakest point", "and add a fitting headline", "in formal language"),
+    *("as if it were the year 1900", "so that it fits on a card", "with a pinch of irony", "in the past tense"),
+    *("starting with a question", "without using the letter z", "in alphabetical order", "with a surprising ending"),
 )
 _QUESTIONS = (
-    "What would change if {thing} had to be prepared {manner}?",
-    "How could one present {thing} {manner}?",
-    "Why might an editor reject {thing} when it is written {manner}?",
+    "What would {reader} miss in {form} about {topic} that is written {manner}?",
+    "How could one turn {form} about {topic} into something for {reader}, {manner}?",
+    "Why might {reader} reject {form} on the subject of {topic}, even {manner}?",
+)
+_SYLLABLES = (
+    "ba",
+    "dor",
+    "el",
+    "fin",
+    "gro",
+    "ha",
+    "il",
+    "jo",
+    "kem",
+    "lu",
+    "mar",
+    "ne",
+    "os",
+    "pri",
+    "ru",
+    "ta",
+    "vo",
 )
 _NAMES = ("Amira", "Jonas", "Li Wei", "Beatriz", "Tomasz", "Ngozi", "Freya", "Ravi")
 
@@ -97,16 +123,22 @@ def answer(prompt: str, *, seed: int, first_number: int, tasks: int, faults: Fau
 
 def make_task(rng: random.Random) -> Task:
     """Return a task drawn at random."""
-    thing, manner = rng.choice(_THINGS), rng.choice(_MANNERS)
+    form, topic, reader, manner = (rng.choice(words) for words in (_FORMS, _TOPICS, _READERS, _MANNERS))
     if rng.random() < 0.25:
-        instruction = rng.choice(_QUESTIONS).format(thing=thing, manner=manner)
+        instruction = rng.choice(_QUESTIONS).format(form=form, topic=topic, reader=reader, manner=manner)
     else:
-        instruction = f"{rng.choice(_VERBS)} {thing} {manner}."
+        instruction = f"{rng.choice(_VERBS)} {form} about {topic} for {reader} {manner}."
+    if rng.random() < 0.6:  # made-up names: without them, thousands of tasks from one stock of phrases are too alike
+        instruction += f" Mention {_place(rng)}, {_place(rng)} and {_place(rng)}."
     given = ""
     if rng.random() < 0.4:
-        given = f"{rng.choice(_NAMES)} wrote on the {rng.randint(1, 28)}th: about {thing}, {rng.randint(3, 900)} words."
-    output = f"{rng.choice(_NAMES)} would put it this way: {thing}, {manner}; that takes {rng.randint(2, 60)} minutes."
+        given = f"{rng.choice(_NAMES)} wrote on the {rng.randint(1, 28)}th: {form}, {rng.randint(3, 900)} words."
+    output = f"{rng.choice(_NAMES)} would say to {reader}: {topic}, {manner}; it takes {rng.randint(2, 60)} minutes."
     return Task(instruction, given, output)
+
+
+def _place(rng: random.Random) -> str:
+    return "".join(rng.choice(_SYLLABLES) for _ in range(3)).capitalize()
 
 
 def _block(rng: random.Random, number: int, repeated: list[Task], faults: Faults) -> str:
@@ -124,7 +156,7 @@ def _block(rng: random.Random, number: int, repeated: list[Task], faults: Faults
     elif kind == "too_short":
         task = Task("Tell a joke.", task.input, task.output)
     elif kind == "blacklisted":
-        task = Task(f"Draw a diagram of {rng.choice(_THINGS)} {rng.choice(_MANNERS)}.", task.input, task.output)
+        task = Task(f"Draw a diagram of {rng.choice(_TOPICS)} {rng.choice(_MANNERS)}.", task.input, task.output)
     elif kind == "empty_output":
         task = Task(task.instruction, task.input, "")
     elif kind == "unparsable":

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from alpaca_ray.errors import SettingsError
-from alpaca_ray.settings.train import RETIRED, TrainSettings
+from alpaca_ray.settings.train import TrainSettings
+from alpaca_ray.settings.training_arguments import RETIRED
 from alpaca_ray.train.plan import Plan
 
 _SHARDING = {"full_shard": True, "shard_grad_op": False, "hybrid_shard": True, "hybrid_shard_zero2": False}
@@ -57,7 +58,7 @@ def translate(settings: TrainSettings, plan: Plan, output_dir: str, *, has_valid
         "metric_for_best_model": "loss" if has_validation else None,
         "report_to": plan.trackers or ["none"],
         "run_name": settings.run_name,
-        "deepspeed": read_deepspeed(settings.deepspeed),
+        "deepspeed": read_json("deepspeed", settings.deepspeed) if settings.deepspeed else None,
         "ddp_find_unused_parameters": False,
         "remove_unused_columns": False,
         "disable_tqdm": True,
@@ -65,27 +66,28 @@ def translate(settings: TrainSettings, plan: Plan, output_dir: str, *, has_valid
         **_fsdp(settings, plan),
     }
     rest = {name: value for name, value in settings.training_arguments.items() if name not in RETIRED}
+    for name, value in rest.items():  # a worker on another node does not have the file
+        if name.endswith("_config") and isinstance(value, str) and not value.lstrip().startswith("{"):
+            rest[name] = read_json(name, value)
     if isinstance(rest.get("fsdp_config"), dict) and "fsdp_config" in values:
         rest["fsdp_config"] = {**values["fsdp_config"], **rest["fsdp_config"]}
     return {**values, **rest}
 
 
-def read_deepspeed(path: str | None) -> dict[str, Any] | None:
-    """Return the content of a DeepSpeed configuration file: a worker on another node does not have the file.
+def read_json(flag: str, path: str) -> dict[str, Any]:
+    """Return the content of a configuration file that a flag names.
 
     Raises:
         SettingsError: it is missing or no JSON object.
     """
-    if path is None:
-        return None
     try:
         content = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
     except OSError as error:
-        raise SettingsError(f"--deepspeed {path}: {error.strerror}") from error
+        raise SettingsError(f"--{flag} {path}: {error.strerror}") from error
     except json.JSONDecodeError as error:
-        raise SettingsError(f"--deepspeed {path}, line {error.lineno}: not valid JSON: {error.msg}") from error
+        raise SettingsError(f"--{flag} {path}, line {error.lineno}: not valid JSON: {error.msg}") from error
     if not isinstance(content, dict):
-        raise SettingsError(f"--deepspeed {path}: must hold a JSON object")
+        raise SettingsError(f"--{flag} {path}: must hold a JSON object")
     return content
 
 

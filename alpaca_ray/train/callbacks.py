@@ -18,16 +18,17 @@ from alpaca_ray.train import progress
 class Reporter(TrainerCallback):
     """Writes a row for each log and each validation, and reports it to Ray Train.
 
-    Trainer raises its events on every worker alike, so every worker calls ``ray.train.report``, a barrier, equally often.
+    Trainer raises its events on every worker alike, so every worker calls ``ray.train.report``, a barrier, as often as
+    the others.
     """
 
-    def __init__(self, folder: Path, started_at: float) -> None:
+    def __init__(self, folder: Path) -> None:
         self.trainer: Any = None
         self.last_validation_loss: float | None = None
         self.last_validation_step: int | None = None
-        self.seconds_to_first_step: float | None = None
+        self.first_step_at: float | None = None
         self.mean_rate: float | None = None
-        self._folder, self._started_at = folder, started_at
+        self._folder = folder
         self._step_began = 0.0
         self._steps = 0
         self._seconds = self._seconds_logged = 0.0
@@ -35,8 +36,7 @@ class Reporter(TrainerCallback):
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Start a step's clock: validation and saving are not counted as training time."""
-        if self.seconds_to_first_step is None:
-            self.seconds_to_first_step = time.time() - self._started_at
+        self.first_step_at = self.first_step_at or time.time()
         self._step_began = time.perf_counter()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:

@@ -1,7 +1,7 @@
 """From samples to a batch of tensors: packed into one row, or padded as the originals did.
 
-Packed rows hold exactly the samples that a padded batch would hold, end to end. Position ids begin anew at each sample,
-and the label of a sample's first token is masked, so nothing is predicted across a border. Families that take the borders
+A packed row holds exactly the samples of a padded batch, end to end. Position ids begin anew at each sample, and the
+label of a sample's first token is masked, so nothing is predicted across a border. Families that take borders
 from position ids need no attention mask; OPT ignores them and gets a 4-D mask of blocks.
 """
 
@@ -40,7 +40,10 @@ def packed(samples: Sequence[Sample], *, block_mask: bool = False) -> Batch:
 
     if not samples:
         return _empty()
-    ids, labels, positions, owners = [], [], [], []
+    ids: list[int] = []
+    labels: list[int] = []
+    positions: list[int] = []
+    owners: list[int] = []
     for number, sample in enumerate(samples):
         ids += sample["input_ids"]
         labels += [IGNORE_INDEX, *sample["labels"][1:]]
@@ -59,7 +62,7 @@ def packed(samples: Sequence[Sample], *, block_mask: bool = False) -> Batch:
 
 
 def padded(samples: Sequence[Sample], *, pad_id: int, side: Literal["left", "right"] = "right") -> Batch:
-    """Return ``input_ids``, ``labels`` and ``attention_mask`` of shape (samples, longest), int64; masks go by length."""
+    """Return ``input_ids``, ``labels`` and ``attention_mask`` of shape (samples, longest), int64; masked by length."""
     import torch
 
     if not samples:

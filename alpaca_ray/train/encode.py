@@ -7,7 +7,7 @@ token hides nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, TypedDict
 
 from alpaca_ray.errors import DataError
@@ -59,7 +59,7 @@ def encode(
     return samples
 
 
-def has_labels(sample: Mapping[str, Sequence[int]]) -> bool:
+def has_labels(sample: Sample) -> bool:
     """Whether a sample has a token to learn (the first one of a row has nothing that predicts it)."""
     return any(label != IGNORE_INDEX for label in sample["labels"][1:])
 

@@ -1,9 +1,10 @@
-"""What one worker does: build, train, evaluate, publish. Runs inside Ray Train, in a thread that is not the main one."""
+"""What one worker does: build, train, evaluate, publish. Runs inside Ray Train, and not in the main thread."""
 
 from __future__ import annotations
 
 import logging
 import os
+import time
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +32,8 @@ class Job:
     claim: str  # name of a file in output_dir that every worker must see
     restart_from: str | None
     records: Any  # ObjectRef of (training records, held-out records)
-    started_at: float
+    model_source: str  # the model's name, or its absolute path: a worker has another working directory
+    times: dict[str, float]  # wall-clock seconds at which each stage of the start was reached
 
 
 def run_worker(config: dict[str, Any]) -> dict[str, Any]:
@@ -45,16 +47,18 @@ def run_worker(config: dict[str, Any]) -> dict[str, Any]:
     if not job.plan.use_gpu:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # accelerate imports DeepSpeed, which would warn while it looks
     error: AlpacaRayError | None = None
-    trainer = extras = None
+    built: tuple[Any, dict[str, Any]] | None = None
     try:
-        trainer, extras = _build(job)
+        built = _build(job)
     except AlpacaRayError as caught:
         error = caught
     first = _first_error(error)
-    if first is not None:
+    if first is not None or built is None:
         return {"error": first}
-    assert trainer is not None and extras is not None  # for the type checker: no error means that both are there
-    return _train(job, trainer, extras)
+    try:
+        return _train(job, *built)
+    except TrainingError as caught:  # raised on every worker alike; starting anew would end the same way
+        return {"error": caught}
 
 
 def _build(job: Job) -> tuple[Any, dict[str, Any]]:
@@ -76,6 +80,7 @@ def _build(job: Job) -> tuple[Any, dict[str, Any]]:
     from alpaca_ray.train.trainer import AlpacaTrainer
 
     settings, plan = job.settings, job.plan
+    times = {**job.times, "worker": time.time()}
     output = Path(job.output_dir)
     if not (output / job.claim).is_file():
         raise OutputError(
@@ -90,18 +95,18 @@ def _build(job: Job) -> tuple[Any, dict[str, Any]]:
     if settings.wandb_log_model:
         os.environ["WANDB_LOG_MODEL"] = settings.wandb_log_model
 
-    tokenizer = build_tokenizer(settings)
+    tokenizer = build_tokenizer(settings, job.model_source)
     training, heldout = ray.get(job.records)
-    encoding = {
+    encoding: dict[str, Any] = {
         "max_length": settings.model_max_length,
         "train_on_inputs": settings.train_on_inputs,
-        "add_eos": settings.add_eos_token or settings.spoken == "Stanford",
+        "add_eos": settings.add_eos_token,
     }
     samples = encode(training, tokenizer, job.template, **encoding)
     heldout_samples = encode(heldout, tokenizer, job.template, **encoding) if heldout else []
 
     torch.manual_seed(settings.seed)  # every worker must start its adapter from the same random weights
-    model = build_model(settings, plan, tokenizer, local_rank=context.get_local_rank())
+    model = build_model(settings, plan, tokenizer, job.model_source, local_rank=context.get_local_rank())
     total, trainable = parameter_counts(model)
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     pad_id, side = padding(settings, tokenizer)
@@ -126,7 +131,7 @@ def _build(job: Job) -> tuple[Any, dict[str, Any]]:
         raise SettingsError(f"TrainingArguments refuses a value: {error}") from error
     if context.get_world_rank() == 0 and resume is not None:
         progress.rewind(output, step)
-    reporter = Reporter(output, job.started_at)
+    reporter = Reporter(output)
     trainer = AlpacaTrainer(
         model=model,
         args=arguments,
@@ -138,7 +143,9 @@ def _build(job: Job) -> tuple[Any, dict[str, Any]]:
         group_by_length=settings.group_by_length,
     )
     reporter.trainer = trainer
+    times["model"] = time.time()
     return trainer, {
+        "times": times,
         "resume": resume,
         "reporter": reporter,
         "packing": packing,
@@ -171,7 +178,7 @@ def _train(job: Job, trainer: Any, extras: dict[str, Any]) -> dict[str, Any]:
         "trainable_parameters": extras["trainable"],
         "threads": extras["threads"],
         "training_tokens": extras["tokens"],
-        "seconds_to_first_step": reporter.seconds_to_first_step,
+        "times": {**extras["times"], "first_step": reporter.first_step_at},
         "tokens_per_second": reporter.mean_rate,
         "wrapper": type(trainer.model_wrapped).__name__,
         "adapted_layers": extras["layers"],
@@ -234,4 +241,3 @@ def _quiet() -> None:
 
     hub_logging.set_verbosity_error()
     hub_logging.disable_progress_bar()
-

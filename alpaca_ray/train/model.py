@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,13 @@ _STANFORD_TOKENS = {"pad_token": "[PAD]", "eos_token": "</s>", "bos_token": "<s>
 _ADAPTER_FILES = ("adapter_model.safetensors",)
 
 
-def build_tokenizer(settings: TrainSettings) -> Any:
-    """Load the base model's tokenizer, with Stanford's missing tokens added where every weight is trained.
+def build_tokenizer(settings: TrainSettings, source: str) -> Any:
+    """Load the tokenizer of the model at ``source``, with Stanford's missing tokens added in full fine-tuning.
 
     Raises:
         ModelError: it cannot be loaded, or has no end token.
     """
-    tokenizer = load_tokenizer(settings.model_name, flag=settings.model_flag, cache_dir=settings.cache_dir)
+    tokenizer = load_tokenizer(source, flag=settings.model_flag, cache_dir=settings.cache_dir)
     if settings.spoken == "Stanford" and settings.mode[0] == "full":
         missing = {name: token for name, token in _STANFORD_TOKENS.items() if getattr(tokenizer, name) is None}
         if missing:
@@ -41,8 +42,8 @@ def padding(settings: TrainSettings, tokenizer: Any) -> tuple[int, str]:
     return (tokenizer.eos_token_id if pad is None else pad), "right"
 
 
-def build_model(settings: TrainSettings, plan: Plan, tokenizer: Any, *, local_rank: int = 0) -> Any:
-    """Load the base model and make the weights trainable that the plan asks for.
+def build_model(settings: TrainSettings, plan: Plan, tokenizer: Any, source: str, *, local_rank: int = 0) -> Any:
+    """Load the base model from ``source`` and make the weights trainable that the plan asks for.
 
     Raises:
         ModelError: it cannot be loaded.
@@ -59,7 +60,7 @@ def build_model(settings: TrainSettings, plan: Plan, tokenizer: Any, *, local_ra
     # Full fine-tuning keeps float32 weights and computes in lower precision; a frozen base needs no such copy.
     options["dtype"] = torch.float32 if plan.mode == "full" else compute
     try:
-        model = load_model(settings.model_name, flag=settings.model_flag, **options)
+        model = load_model(source, flag=settings.model_flag, **options)
     except (ImportError, RuntimeError) as error:
         raise ModelError(f"{settings.model_flag} {settings.model_name}: cannot be loaded: {error}") from error
     model.config.use_cache = False
@@ -163,6 +164,8 @@ def _add_adapter(settings: TrainSettings, model: Any) -> Any:
     # The name the user gave, never a path inside a worker: a reader on another machine must be able to follow it.
     for adapter in model.peft_config.values():
         adapter.base_model_name_or_path = settings.model_name
+    # peft would ask the hub whether the vocabulary was resized, by a name that only we may know; LoRA never does that.
+    model.save_pretrained = functools.partial(model.save_pretrained, save_embedding_layers=False)
     return model
 
 

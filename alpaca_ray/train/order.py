@@ -1,6 +1,6 @@
 """In which order, and in which batches, the samples of an epoch are seen. Pure.
 
-The order depends on the seed and the epoch alone, never on the number of workers, so the same samples form the same steps
+The order depends on the seed and the epoch alone, never on the number of workers: the same samples form the same steps
 on any number of them. Each sample is seen exactly once an epoch: a last, smaller step is spread over the workers as
 evenly as it goes, and a worker without a sample takes an empty batch (its loss has no weight).
 """
@@ -13,7 +13,9 @@ from collections.abc import Iterator, Sequence
 _GROUPS = 50  # batches whose samples are sorted by length together, as transformers' LengthGroupedSampler does
 
 
-def epoch_order(count: int, *, epoch: int, seed: int, lengths: Sequence[int] | None = None, batch: int = 1) -> list[int]:
+def epoch_order(
+    count: int, *, epoch: int, seed: int, lengths: Sequence[int] | None = None, batch: int = 1
+) -> list[int]:
     """Return the sample indices of an epoch.
 
     With ``lengths``, samples of like length come into the same ``batch``, and the longest one first of all, so that a

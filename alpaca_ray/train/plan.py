@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from alpaca_ray.errors import SettingsError
-from alpaca_ray.settings.train import RETIRED, TrainSettings
+from alpaca_ray.settings.train import TrainSettings
+from alpaca_ray.settings.training_arguments import RETIRED
 
 Precision = Literal["bf16", "fp16", "fp32"]
 
@@ -36,11 +37,11 @@ class Plan:
     def lines(self) -> list[str]:
         """Return the plan as lines for the terminal."""
         device = "GPU" if self.use_gpu else "CPU"
-        batch = f"{self.micro_batch} x {self.accumulation} x {self.workers} workers = {self.step_samples} samples a step"
+        split = f"{self.micro_batch} x {self.accumulation} x {self.workers} workers"
         return [
             f"mode: {'LoRA adapter' if self.mode == 'lora' else 'full fine-tuning'} ({self.why_mode})",
             f"runs on: {self.workers} {device} worker{'s' if self.workers > 1 else ''}, {self.precision}",
-            f"batch: {batch}",
+            f"batch: {self.step_samples} samples a step ({split})",
             *(f"warning: {line}" for line in self.warnings),
         ]
 

@@ -1,10 +1,10 @@
-"""What a run shows: metrics.jsonl, the lines in the terminal, the loss plot. Pure."""
+"""What a run shows: metrics.jsonl, the lines in the terminal. Pure."""
 
 from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -97,23 +97,3 @@ def follow(folder: Path, show: Callable[[str], None]) -> Iterator[None]:
         done.set()
         thread.join()
         poll()
-
-
-def plot_losses(rows: Sequence[Row], path: Path) -> None:
-    """Draw training and validation loss over steps into a PNG file."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    for name, label, style in (("loss", "training", "-"), ("eval_loss", "validation", "o--")):
-        points = [(row["step"], row[name]) for row in rows if name in row]
-        if points:
-            axes.plot(*zip(*points, strict=True), style, label=label)
-    axes.set_xlabel("step")
-    axes.set_ylabel("loss per token")
-    axes.grid(alpha=0.3)
-    if axes.lines:
-        axes.legend()
-    figure.savefig(path, dpi=120)

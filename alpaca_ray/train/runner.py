@@ -20,6 +20,7 @@ from alpaca_ray.console import say, show_settings
 from alpaca_ray.errors import AlpacaRayError, SettingsError, find_cause
 from alpaca_ray.prompts import PromptTemplate, load_template
 from alpaca_ray.records import SHIPPED_SEEDS, Record, shipped_seed_path, write_json
+from alpaca_ray.report.plots import save_loss_curve
 from alpaca_ray.settings.train import TrainSettings
 from alpaca_ray.train import arguments, data, progress, publish
 from alpaca_ray.train.loop import Job, run_worker
@@ -35,7 +36,7 @@ def train(settings: TrainSettings) -> dict[str, Any] | None:
     Raises:
         AlpacaRayError: bad input (before anything is loaded or written), or a run that failed.
     """
-    started_at = time.time()
+    times = {"start": time.time()}
     models.check_model_name(settings.model_name, flag=settings.model_flag)
     template = load_template(settings.prompt_template)
     restart_from = _restart_point(settings)
@@ -46,9 +47,8 @@ def train(settings: TrainSettings) -> dict[str, Any] | None:
     arguments.translate(settings, make_plan(settings, has_gpus=True), "", has_validation=bool(heldout))
 
     # The run's own lines come from metrics.jsonl; what libraries print in workers stays in Ray's log folder.
-    cluster.connect(
-        minimum_cpus=max(2, settings.num_workers * (settings.cpus_per_worker or 1)), show_workers=False
-    )
+    cluster.connect(minimum_cpus=max(2, settings.num_workers * (settings.cpus_per_worker or 1)), show_workers=False)
+    times["cluster"] = time.time()
     plan = make_plan(settings, has_gpus=cluster.has_gpus())
     arguments.check_trackers(plan.trackers)
     show_settings("train: settings", settings)
@@ -73,7 +73,7 @@ def train(settings: TrainSettings) -> dict[str, Any] | None:
     if settings.resume or restart_from:
         newest = publish.newest_checkpoint(output) or restart_from
         say(f"Restarting from {newest}" if newest else f"no checkpoint in {output} yet: starting from the beginning")
-    job = _prepare(settings, plan, template, translated, output, restart_from, (training, heldout), started_at)
+    job = _prepare(settings, plan, template, translated, output, restart_from, (training, heldout), times)
     try:
         with progress.follow(output, say):
             result = _run(job, bundle)
@@ -124,7 +124,7 @@ def _prepare(
     output: Path,
     restart_from: Path | None,
     records: tuple[list[Record], list[Record]],
-    started_at: float,
+    times: dict[str, float],
 ) -> Job:
     """Write what the run needs into its folder, and return the workers' job."""
     ray_folder = output / publish.RAY_FOLDER
@@ -145,13 +145,14 @@ def _prepare(
         claim=claim,
         restart_from=str(restart_from) if restart_from else None,
         records=ray.put(records),
-        started_at=started_at,
+        model_source=_model_source(settings.model_name),
+        times=times,
     )
 
 
 def _finish(job: Job, result: dict[str, Any], output: Path) -> dict[str, Any]:
     settings, plan = job.settings, job.plan
-    progress.plot_losses(progress.read_metrics(output), output / progress.PLOT_FILE)
+    save_loss_curve(progress.read_metrics(output), output / progress.PLOT_FILE)
     weights = "adapter_model.safetensors" if plan.mode == "lora" else "config.json"
     shutil.rmtree(output / publish.RAY_FOLDER, ignore_errors=True)
     content = manifest.write_manifest(
@@ -166,7 +167,7 @@ def _finish(job: Job, result: dict[str, Any], output: Path) -> dict[str, Any]:
         mode=plan.mode,
         precision=plan.precision,
         workers=plan.workers,
-        seconds=round(time.time() - job.started_at, 1),
+        seconds=round(time.time() - job.times["start"], 1),
         **result,
     )
     before, after = result["validation_loss_before"], result["validation_loss_after"]
@@ -191,6 +192,11 @@ def _restart_point(settings: TrainSettings) -> Path | None:
             "state) nor adapter_model.safetensors (adapter weights)"
         )
     return path
+
+
+def _model_source(name: str) -> str:
+    path = Path(name).expanduser()
+    return str(path.resolve()) if name != models.EMBEDDED and path.is_dir() else name
 
 
 def _needs_library_check(settings: TrainSettings) -> bool:

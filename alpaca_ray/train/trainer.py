@@ -115,7 +115,7 @@ class AlpacaTrainer(Trainer):
     def _loader(self, dataset: Any, batches: Batches) -> DataLoader:
         return DataLoader(
             dataset,
-            batch_sampler=batches,  # type: ignore[arg-type]
+            batch_sampler=batches,
             collate_fn=self.data_collator,
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory,
@@ -189,7 +189,7 @@ class AlpacaTrainer(Trainer):
         model.train(was_training)
         loss = (sums[0] / sums[1].clamp(min=1)).item()
         return EvalLoopOutput(
-            predictions=None,  # type: ignore[arg-type]
+            predictions=None,
             label_ids=None,
             metrics={f"{metric_key_prefix}_loss": loss},
             num_samples=len(dataloader.dataset),  # type: ignore[arg-type]

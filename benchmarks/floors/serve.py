@@ -8,7 +8,6 @@ from ray import serve
 from starlette.requests import Request
 
 
-@serve.deployment
 class Model:
     def __init__(self, path: str) -> None:
         import torch
@@ -24,5 +23,5 @@ class Model:
 
 ray.init(address="local", logging_level="warning")
 serve.start(http_options={"host": "127.0.0.1", "port": int(sys.argv[2])})
-serve.run(Model.bind(sys.argv[1]), route_prefix="/v1/completions")
+serve.run(serve.deployment(Model).bind(sys.argv[1]), route_prefix="/v1/completions")
 threading.Event().wait()

@@ -69,7 +69,7 @@ def test_an_uploaded_working_dir_keeps_its_result(head: tuple[str, dict[str, str
     train = ["python", "jobs/train.py", "--max_steps", "4", "--output_dir", "./out"]
     done = submit(head, "--working-dir", ".", "--", *train)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
-    found = re.search(r"adapter: (\S+) on node", done.stdout)
+    found = re.search(r"adapter saved to (\S+) on node", done.stdout)
     assert found, done.stdout[-2000:]
     folder = Path(found.group(1))
     assert folder == Path(head[1]["ALPACA_RAY_STORAGE"]) / "out"

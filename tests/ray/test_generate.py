@@ -182,7 +182,7 @@ def test_run_json_says_what_was_made_from_what(finished: tuple[Path, StandInServ
 
 
 def test_a_folder_of_regen_alone_is_extended(teacher: StandInServer, tmp_path: Path) -> None:
-    initial = [
+    initial: list[dict[str, Any]] = [
         {"instruction": "Describe the morning of a lighthouse keeper.", "input": "", "output": "Fog.", "own": [1, "é"]},
         {"instruction": "Name the parts of a sundial.", "input": "", "output": "x", "avg_similarity_score": 0.125},
     ]
@@ -227,13 +227,14 @@ def test_resume_sends_no_answered_request_again(teacher: StandInServer, tmp_path
     assert second["seconds"] > first["seconds"]
 
 
-def test_extras_of_the_journal_may_be_enough(teacher: StandInServer, tmp_path: Path) -> None:
-    run(tmp_path, teacher, num_instructions_to_generate=5)
-    asked = sum(teacher.prompts.values())
-    whole = reference(read_lines(tmp_path / "journal.jsonl")[1:], [], 6)
-    assert len(whole) == 6, "the journal must hold one more than was asked for"
-    run(tmp_path, teacher, num_instructions_to_generate=6, resume=True)
-    assert sum(teacher.prompts.values()) == asked
+def test_extras_of_the_journal_may_be_enough(ray_cluster: None, tmp_path: Path) -> None:
+    with standin(StandIn.resolve({"tasks": 12})) as server:
+        run(tmp_path, server, num_instructions_to_generate=5)
+        asked = sum(server.prompts.values())
+        whole = reference(read_lines(tmp_path / "journal.jsonl")[1:], [], 6)
+        assert len(whole) == 6, "the journal must hold one more than was asked for"
+        run(tmp_path, server, num_instructions_to_generate=6, resume=True)
+        assert sum(server.prompts.values()) == asked
     assert_equal_entries(read_json(tmp_path / "regen.json"), whole)
     assert names(tmp_path) == FILES
 

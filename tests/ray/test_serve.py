@@ -158,3 +158,12 @@ def test_wrong_arguments_are_found_before_anything_starts(ray_cluster: None, ada
         build_app({"adapter": str(adapters)})
     with pytest.raises(ModelError, match="no such folder"):
         build_app({"base_model": f"./{uuid.uuid4()}"})
+
+
+def test_a_model_that_cannot_be_loaded_ends_with_its_reason(url: str, tiny_llama: Path, tmp_path: Path) -> None:
+    from alpaca_ray.serve.local import local_server
+
+    (tmp_path / "config.json").write_text((tiny_llama / "config.json").read_text())
+    with pytest.raises(ModelError, match="cannot be loaded"), local_server(ServeArgs(base_model=str(tmp_path))):
+        pass
+    assert httpx.get(f"{url}/models").status_code == 200

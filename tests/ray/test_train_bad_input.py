@@ -60,5 +60,12 @@ def test_bad_input_is_one_line_and_exit_code_2(case: str, tmp_path: Path) -> Non
 def test_help_is_complete_and_needs_no_heavy_import(tmp_path: Path) -> None:
     done = run(tmp_path, "--help")
     assert done.returncode == 0
-    for flag in ("--base_model", "--model_name_or_path", "--num_workers", "--lora_r", "--micro_batch_size", "--dry_run"):
+    for flag in (
+        "--base_model",
+        "--model_name_or_path",
+        "--num_workers",
+        "--lora_r",
+        "--micro_batch_size",
+        "--dry_run",
+    ):
         assert flag in done.stdout

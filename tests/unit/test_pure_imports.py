@@ -10,8 +10,20 @@ import alpaca_ray
 
 PACKAGE = Path(alpaca_ray.__file__).parent
 # The wiring modules, and the one place where models run. Everything else must stay pure.
-WIRING = {"cluster", "generate.pipeline", "train.runner", "train.loop", "train.model", "train.trainer",
-    "train.callbacks", "serve.app", "serve.local"}
+WIRING = {
+    "cluster",
+    "generate.fanout",
+    "generate.pipeline",
+    "generate.session",
+    "serve.app",
+    "serve.ingress",
+    "serve.local",
+    "serve.model_server",
+    "train.callbacks",
+    "train.loop",
+    "train.runner",
+    "train.trainer",
+}
 WIRING_PACKAGES = ("serve.engine.",)
 
 

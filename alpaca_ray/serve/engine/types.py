@@ -13,8 +13,8 @@ FinishReason = Literal["stop", "length"]
 class Sampling:
     """How one answer is drawn.
 
-    ``temperature`` 0 means greedy. ``top_k`` 0 or below means no limit. ``stop`` texts end the answer without being part
-    of it. The penalties are OpenAI's, over the tokens generated so far; ``repetition_penalty`` is that of the CTRL paper
+    ``temperature`` 0 means greedy; ``top_k`` 0 or below means no limit; ``stop`` texts end the answer and are left out.
+    The penalties are OpenAI's, over the tokens generated so far; ``repetition_penalty`` is the CTRL paper's
     (https://arxiv.org/abs/1909.05858), over prompt and answer, as in transformers.
     """
 

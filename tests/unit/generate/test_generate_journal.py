@@ -105,6 +105,11 @@ def test_an_append_is_synchronised_once(tmp_path: Path, monkeypatch: pytest.Monk
     calls: list[Any] = []
     real = os.fsync
     journal = Journal(tmp_path / "j")
-    monkeypatch.setattr(os, "fsync", lambda descriptor: (calls.append(descriptor), real(descriptor)))
+
+    def fsync(descriptor: int) -> None:
+        calls.append(descriptor)
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
     journal.append([outcome(number) for number in range(50)])
     assert len(calls) == 1

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+import shlex
+
 import pytest
 
 from alpaca_ray.errors import SettingsError
 from alpaca_ray.settings.cli import parse_settings
-from alpaca_ray.settings.train import TrainSettings, training_argument_names
+from alpaca_ray.settings.train import TrainSettings
+from alpaca_ray.settings.training_arguments import training_argument_names
 
-STANFORD_FLAGS = (
-    "--model_name_or_path facebook/opt-6.7b --data_path ./alpaca_data.json --bf16 True --output_dir out "
-    "--num_train_epochs 3 --per_device_train_batch_size 4 --per_device_eval_batch_size 4 "
-    "--gradient_accumulation_steps 8 --evaluation_strategy no --save_strategy steps --save_steps 2000 "
-    "--save_total_limit 1 --learning_rate 2e-5 --weight_decay 0. --warmup_ratio 0.03 --lr_scheduler_type cosine "
-    "--logging_steps 1 --tf32 True --fsdp_transformer_layer_cls_to_wrap OPTDecoderLayer"
-).split() + ["--fsdp", "full_shard auto_wrap"]
+STANFORD = """
+--model_name_or_path facebook/opt-6.7b --data_path ./alpaca_data.json --bf16 True --output_dir out --num_train_epochs 3
+--per_device_train_batch_size 4 --per_device_eval_batch_size 4 --gradient_accumulation_steps 8
+--evaluation_strategy "no" --save_strategy "steps" --save_steps 2000 --save_total_limit 1 --learning_rate 2e-5
+--weight_decay 0. --warmup_ratio 0.03 --lr_scheduler_type "cosine" --logging_steps 1 --fsdp "full_shard auto_wrap"
+--fsdp_transformer_layer_cls_to_wrap 'OPTDecoderLayer' --tf32 True
+"""
 
-ALPACA_LORA_FLAGS = (
-    "--base_model decapoda-research/llama-7b-hf --data_path yahma/alpaca-cleaned --output_dir ./lora-alpaca "
-    "--batch_size 128 --micro_batch_size 4 --num_epochs 3 --learning_rate 1e-4 --cutoff_len 512 --val_set_size 2000 "
-    "--lora_r 8 --lora_alpha 16 --lora_dropout 0.05 --lora_target_modules [q_proj,v_proj] --train_on_inputs "
-    "--group_by_length"
-).split()
+ALPACA_LORA = """
+--base_model decapoda-research/llama-7b-hf --data_path yahma/alpaca-cleaned --output_dir ./lora-alpaca --batch_size 128
+--micro_batch_size 4 --num_epochs 3 --learning_rate 1e-4 --cutoff_len 512 --val_set_size 2000 --lora_r 8 --lora_alpha 16
+--lora_dropout 0.05 --lora_target_modules '[q_proj,v_proj]' --train_on_inputs --group_by_length
+"""
 
 
 def parse(*flags: str) -> TrainSettings:
@@ -33,14 +35,19 @@ def test_no_arguments_mean_lora_on_the_embedded_model_and_the_shipped_seeds() ->
     assert (settings.model_name, settings.data_path) == ("embedded", ["seeds"])
     assert settings.mode[0] == "lora"
     assert settings.lora_target_modules == ["all-linear"]
-    assert settings.bf16 and settings.packing and settings.add_eos_token and not settings.train_on_inputs
+    assert (settings.bf16, settings.packing, settings.add_eos_token, settings.train_on_inputs) == (
+        True,
+        True,
+        True,
+        False,
+    )
 
 
 def test_stanfords_own_command_parses_and_means_what_it_meant() -> None:
-    settings = parse(*STANFORD_FLAGS)
+    settings = parse(*shlex.split(STANFORD))
     assert settings.mode == ("full", "the default of the Stanford dialect")
     assert settings.model_flag == "--model_name_or_path"
-    assert settings.bf16 and settings.tf32
+    assert (settings.bf16, settings.tf32) == (True, True)
     assert settings.gradient_accumulation_steps == 8
     assert settings.eval_strategy == "no"
     assert settings.fsdp == "full_shard auto_wrap"
@@ -55,17 +62,17 @@ def test_stanfords_defaults_are_those_of_training_arguments() -> None:
     assert (settings.learning_rate, settings.per_device_train_batch_size, settings.num_train_epochs) == (5e-5, 8, 3)
     assert (settings.lr_scheduler_type, settings.warmup_ratio, settings.warmup_steps) == ("linear", 0, 0)
     assert (settings.logging_steps, settings.save_steps, settings.save_total_limit) == (500, 500, None)
-    assert not settings.bf16 and not settings.fp16
+    assert (settings.bf16, settings.fp16) == (False, False)
 
 
 def test_alpaca_loras_own_command_parses_and_means_what_it_meant() -> None:
-    settings = parse(*ALPACA_LORA_FLAGS)
+    settings = parse(*shlex.split(ALPACA_LORA))
     assert settings.mode[0] == "lora"
     assert settings.lora_target_modules == ["q_proj", "v_proj"]
-    assert settings.load_8bit and settings.fp16 and not settings.bf16
+    assert (settings.load_8bit, settings.fp16, settings.bf16) == (True, True, False)
     assert (settings.batch_size, settings.per_device_train_batch_size) == (128, 4)
     assert settings.model_max_length == 512
-    assert settings.train_on_inputs and settings.group_by_length and not settings.add_eos_token
+    assert (settings.train_on_inputs, settings.group_by_length, settings.add_eos_token) == (True, True, False)
     assert settings.warmup_steps == 100
     assert (settings.eval_strategy, settings.eval_steps, settings.save_steps) == ("steps", 200, 200)
     assert (settings.save_total_limit, settings.load_best_model_at_end) == (3, True)
@@ -85,7 +92,7 @@ def test_alpaca_lora_without_validation_keeps_no_best_checkpoint() -> None:
 
 def test_alpaca_lora_in_4_bits_is_not_8_bits_too() -> None:
     settings = parse("--base_model", "m", "--load_4bit")
-    assert settings.load_4bit and not settings.load_8bit
+    assert (settings.load_4bit, settings.load_8bit) == (True, False)
 
 
 @pytest.mark.parametrize("flag", [["--lora_r", "4"], ["--load_4bit"], ["--lora_target_modules", "q_proj"]])
@@ -131,7 +138,9 @@ def test_contradictions_are_one_line_that_names_the_flag(flags: list[str], part:
 
 @pytest.mark.parametrize("dialect", [["--model", "m"], ["--base_model", "m"], ["--model_name_or_path", "m"]])
 def test_every_other_training_argument_passes_through_in_any_dialect(dialect: list[str]) -> None:
-    settings = parse(*dialect, "--max_grad_norm", "0.3", "--adam_beta2=0.95", "--torch_compile", "--logging_dir", "logs")
+    settings = parse(
+        *dialect, "--max_grad_norm", "0.3", "--adam_beta2=0.95", "--torch_compile", "--logging_dir", "logs"
+    )
     assert settings.training_arguments == {
         "max_grad_norm": 0.3,
         "adam_beta2": 0.95,
@@ -150,10 +159,23 @@ def test_field_names_read_from_source_are_those_of_the_class() -> None:
 
 @pytest.mark.parametrize(
     ("flags", "value"),
-    [(["--bf16"], True), (["--bf16", "False"], False), (["--no_bf16"], False), (["--nobf16"], False), (["--bf16=true"], True)],
+    [
+        (["--bf16"], True),
+        (["--bf16", "False"], False),
+        (["--no_bf16"], False),
+        (["--nobf16"], False),
+        (["--bf16=true"], True),
+    ],
 )
 def test_both_ways_of_writing_booleans(flags: list[str], value: bool) -> None:
     assert parse(*flags).bf16 is value
+
+
+@pytest.mark.parametrize(
+    "words", [["[q_proj,v_proj]"], ["q_proj,v_proj"], ["q_proj", "v_proj"], ["['q_proj', 'v_proj']"]]
+)
+def test_every_way_of_writing_target_modules(words: list[str]) -> None:
+    assert parse("--lora_target_modules", *words).lora_target_modules == ["q_proj", "v_proj"]
 
 
 def test_no_packing() -> None:
