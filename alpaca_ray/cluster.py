@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -31,6 +32,8 @@ def connect(*, minimum_cpus: int = 2, show_workers: bool = True) -> None:
     """
     if ray.is_initialized():
         return
+    # Ray's note that a cluster asks for a token; the README says what that means for whoever submits to one.
+    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     quiet: dict[str, Any] = {"log_to_driver": show_workers, "logging_level": "warning"}

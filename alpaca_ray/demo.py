@@ -109,7 +109,7 @@ def _ask_side_by_side(
     from alpaca_ray import cluster
     from alpaca_ray.serve.local import local_server
 
-    cluster.connect()
+    cluster.connect(show_workers=False)
     template = load_template("alpaca")
     comparisons = []
     try:

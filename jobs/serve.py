@@ -23,7 +23,7 @@ def main() -> None:
     args = settings.to_args().model_copy(update={"adapters": adapters})
     catalogue = catalogue_of(args)
     stop = threading.Event()
-    cluster.connect()
+    cluster.connect(show_workers=False)
     try:
         with local_server(args, host=settings.server_name, port=settings.server_port) as url:
             for name in (signal.SIGINT, signal.SIGTERM):

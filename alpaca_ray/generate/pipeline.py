@@ -52,7 +52,7 @@ def generate(settings: GenerateSettings) -> Path:
     if processor.done:  # extras in the journal are enough: no cluster, no teacher
         Session(plan, teacher, folder, state, processor).go()
         return folder
-    cluster.connect()
+    cluster.connect(show_workers=False)
     on_cluster = resolve_output(settings.output_dir, several_nodes=cluster.node_count() > 1)
     if on_cluster != folder:
         folder = on_cluster

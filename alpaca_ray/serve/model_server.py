@@ -11,6 +11,7 @@ from ray import serve
 
 from alpaca_ray.errors import ModelError
 from alpaca_ray.prompts import load_template
+from alpaca_ray.quiet import quiet_libraries
 from alpaca_ray.serve.protocol import ApiError, Job
 from alpaca_ray.serve.registry import Catalogue
 from alpaca_ray.settings.serve import ServeArgs
@@ -39,6 +40,7 @@ class ModelServer:
         from alpaca_ray.serve.engine.torch_engine import TorchEngine
         from alpaca_ray.serve.service import ModelService
 
+        quiet_libraries(use_gpu=torch.cuda.is_available())
         torch.set_num_threads(threads)
         loaded = load_for_generation(
             args.base_model, dtype=args.dtype, load_8bit=args.load_8bit, max_model_len=args.max_model_len

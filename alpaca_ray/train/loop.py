@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import time
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import torch.distributed as dist
 
 from alpaca_ray.errors import AlpacaRayError, OutputError, SettingsError, TrainingError
 from alpaca_ray.prompts import PromptTemplate
+from alpaca_ray.quiet import quiet_libraries
 from alpaca_ray.settings.train import TrainSettings
 from alpaca_ray.train import progress, publish
 from alpaca_ray.train.plan import Plan
@@ -43,9 +43,8 @@ def run_worker(config: dict[str, Any]) -> dict[str, Any]:
     for an exception, and a wrong setting does not mend itself.
     """
     job: Job = config["job"]
-    _quiet()
-    if not job.plan.use_gpu:
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # accelerate imports DeepSpeed, which would warn while it looks
+    logging.getLogger("ray.train").setLevel(logging.WARNING)
+    quiet_libraries(use_gpu=job.plan.use_gpu)
     error: AlpacaRayError | None = None
     built: tuple[Any, dict[str, Any]] | None = None
     try:
@@ -228,16 +227,3 @@ def _step_of(checkpoint: Path | None) -> int:
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _quiet() -> None:
-    """Silence what libraries print from every worker: the run's own lines come from metrics.jsonl."""
-    warnings.simplefilter("ignore")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    logging.getLogger("ray.train").setLevel(logging.WARNING)
-    for name in ("bitsandbytes", "transformers", "accelerate", "peft", "torch.distributed"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    from transformers.utils import logging as hub_logging
-
-    hub_logging.set_verbosity_error()
-    hub_logging.disable_progress_bar()

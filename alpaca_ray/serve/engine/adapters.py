@@ -115,7 +115,7 @@ class AdapterBank:
         from peft import get_peft_model_state_dict
         from safetensors import safe_open
 
-        loaded = get_peft_model_state_dict(self._peft, adapter_name=key)
+        loaded = get_peft_model_state_dict(self._peft, adapter_name=key, save_embedding_layers=False)
         with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:
             names = set(file.keys())
         problems = [f"it has no place for {name}" for name in sorted(names - loaded.keys())]

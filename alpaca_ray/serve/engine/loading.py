@@ -41,9 +41,7 @@ def load_for_generation(
     Raises:
         ModelError: it cannot be loaded, or its attention is of a kind that this engine does not run.
     """
-    import transformers
 
-    transformers.utils.logging.disable_progress_bar()  # a worker's bar would run through the driver's log
     device = "cuda" if torch.cuda.is_available() else "cpu"
     config = load_config(name, flag="base_model").get_text_config()
     limit = _length_limit(name, config, max_model_len)
