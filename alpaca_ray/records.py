@@ -31,6 +31,11 @@ def shipped_seed_path() -> Path:
     return Path(__file__).parent / "data" / "seed_tasks.jsonl"
 
 
+def source_path(source: str) -> str:
+    """Return where a source of records lies: the path of the shipped tasks for ``seeds``, else what was given."""
+    return str(shipped_seed_path()) if source == SHIPPED_SEEDS else source
+
+
 def read_records(source: str, *, need_output: bool = True) -> list[Record]:
     """Read records from a file (JSON list, JSONL, Parquet), a stage's folder, ``seeds`` or a hub dataset id.
 
@@ -96,8 +101,7 @@ def write_jsonl(records: Iterable[Record]) -> str:
 
 
 def _read_rows(source: str) -> tuple[list[Any], str]:
-    if source == SHIPPED_SEEDS:
-        source = str(shipped_seed_path())
+    source = source_path(source)
     if is_uri(source):
         return _read_file(source), source
     path = Path(source).expanduser()

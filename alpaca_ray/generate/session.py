@@ -26,6 +26,7 @@ from alpaca_ray.generate.run import Plan, request_ids, shown
 from alpaca_ray.generate.teacher import Teacher
 from alpaca_ray.manifest import FILE_NAME as MANIFEST
 from alpaca_ray.manifest import write_manifest
+from alpaca_ray.records import source_path
 from alpaca_ray.storage import claim_output, location
 
 _LONGEST_ROUND = 4096  # rows of one Ray Data job: bounds what its driver keeps
@@ -232,7 +233,7 @@ class Session:
 
     def _inputs(self) -> list[str]:
         header = self.settings.prompt_header
-        return [self.settings.seed_tasks_path, *([] if header in SHIPPED_HEADERS else [header])]
+        return [source_path(self.settings.seed_tasks_path), *([] if header in SHIPPED_HEADERS else [header])]
 
 
 def _start_ledger(max_in_flight: int) -> Any:

@@ -19,7 +19,7 @@ from alpaca_ray import cluster, manifest, models, storage
 from alpaca_ray.console import say, show_settings
 from alpaca_ray.errors import AlpacaRayError, SettingsError, find_cause
 from alpaca_ray.prompts import PromptTemplate, load_template
-from alpaca_ray.records import SHIPPED_SEEDS, Record, shipped_seed_path, write_json
+from alpaca_ray.records import Record, source_path, write_json
 from alpaca_ray.report.plots import save_loss_curve
 from alpaca_ray.settings.train import TrainSettings
 from alpaca_ray.train import arguments, data, progress, publish
@@ -159,7 +159,7 @@ def _finish(job: Job, result: dict[str, Any], output: Path) -> dict[str, Any]:
         output,
         "train",
         settings=_saved(settings),
-        inputs=[str(shipped_seed_path()) if source == SHIPPED_SEEDS else source for source in settings.data_path],
+        inputs=[source_path(source) for source in settings.data_path],
         outputs=[weights],
         seed=settings.seed,
         prompt_template=settings.prompt_template,
