@@ -15,6 +15,7 @@ from typing import IO, Any
 from alpaca_ray.errors import DataError, OutputError
 
 STORAGE_ENV = "ALPACA_RAY_STORAGE"
+LOCK_FILE = ".lock"
 _URI = re.compile(r"[a-z][a-z0-9+.-]+://")
 
 
@@ -188,3 +189,26 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def hold_output(folder: Path) -> Iterator[None]:
+    """Hold an existing output folder until the block ends, so that a second run on it is refused.
+
+    Raises:
+        OutputError: another run holds it.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder / LOCK_FILE)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise OutputError(
+            f"--output_dir {folder}: another run is at work in it: wait for it, or take another"
+        ) from error
+    try:
+        yield
+    finally:
+        (folder / LOCK_FILE).unlink(missing_ok=True)  # before the release: afterwards it may be another run's
+        lock.release()

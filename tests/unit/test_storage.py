@@ -115,3 +115,12 @@ def test_publish_folder_that_fails_changes_nothing(tmp_path: Path) -> None:
         stop_halfway()
     assert [entry.name for entry in target.iterdir()] == ["a"]
     assert [entry.name for entry in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_second_run_on_one_folder_is_refused(tmp_path: Path) -> None:
+    with storage.hold_output(tmp_path):
+        with pytest.raises(OutputError, match="another run is at work"), storage.hold_output(tmp_path):
+            pass
+    with storage.hold_output(tmp_path):  # free again, and nothing is left behind
+        pass
+    assert list(tmp_path.iterdir()) == []
