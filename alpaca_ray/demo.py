@@ -12,7 +12,6 @@ import sys
 import textwrap
 import time
 from pathlib import Path
-from typing import Any
 
 from alpaca_ray import manifest
 from alpaca_ray.console import say, table
@@ -23,6 +22,8 @@ from alpaca_ray.report.page import LoopReport, render
 from alpaca_ray.settings.demo import DemoSettings
 from alpaca_ray.settings.serve import ServeArgs
 from alpaca_ray.storage import location, resolve_output, write_atomic
+from alpaca_ray.train.progress import read_metrics
+from alpaca_ray.train.publish import TEMPLATE_FILE
 
 ADAPTER = "alpaca-demo"
 _ROOT = Path(__file__).resolve().parent.parent
@@ -86,11 +87,6 @@ def held_out_questions(adapter_folder: Path, sources: list[str], count: int) -> 
     return sorted(found, key=lambda record: len(record["instruction"]) + len(record["input"]))[:count]
 
 
-def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """Return the lines of a training run's ``metrics.jsonl``."""
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-
-
 def _run_stage(title: str, job: str, arguments: list[str]) -> None:
     say(f"\n=== {title} ===\n$ python jobs/{job} {' '.join(arguments)}")
     done = subprocess.run([sys.executable, str(_ROOT / "jobs" / job), *arguments], cwd=_ROOT)
@@ -110,7 +106,7 @@ def _ask_side_by_side(
     from alpaca_ray.serve.local import local_server
 
     cluster.connect(show_workers=False)
-    template = load_template("alpaca")
+    template = load_template(str(adapters / ADAPTER / TEMPLATE_FILE))  # both get what the adapter was trained with
     comparisons = []
     try:
         with local_server(ServeArgs(base_model="embedded", adapters=str(adapters))) as base_url:

@@ -6,6 +6,7 @@ import argparse
 import difflib
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -148,7 +149,7 @@ def _passthrough(cls: type[Settings], unknown: Iterable[str], names: dict[str, s
         if not argument.startswith("--"):
             if current is None:
                 raise SettingsError(f"unexpected argument {argument!r} (see --help)")
-            found[current] = yaml.safe_load(argument)
+            found[current] = _literal(argument)
             current = None
             continue
         current, equals, value = argument[2:].partition("=")
@@ -158,10 +159,18 @@ def _passthrough(cls: type[Settings], unknown: Iterable[str], names: dict[str, s
             close = difflib.get_close_matches(current, [*names, *known, "config"], n=1)
             hint = f": did you mean --{close[0]}?" if close else " (see --help)"
             raise SettingsError(f"unknown flag --{current}{hint}")
-        found[current] = yaml.safe_load(value) if equals else True
+        found[current] = _literal(value) if equals else True
         if equals:
             current = None
     return found
+
+
+def _literal(text: str) -> Any:
+    """Return a value for a field whose type only the other library knows. YAML alone would read ``1e-8`` as text."""
+    for kind in (int, float):
+        with suppress(ValueError):
+            return kind(text)
+    return yaml.safe_load(text)
 
 
 def _read_config(path: str, cls: type[Settings], names: dict[str, str]) -> dict[str, Any]:

@@ -3,9 +3,10 @@
 Start Ray and one worker, load the model, add an adapter, one forward and backward pass.
 """
 
-import os
-import sys
+import argparse
+import json
 import tempfile
+import time
 
 import ray
 from ray.train import RunConfig, ScalingConfig
@@ -27,12 +28,16 @@ def step(config: dict) -> None:
     print("FIRST STEP", flush=True)
 
 
-os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser.add_argument("model", help="folder of a causal language model")
+arguments = parser.parse_args()
+started = time.monotonic()
 ray.init(address="local", logging_level="warning")
 with tempfile.TemporaryDirectory() as storage:
     TorchTrainer(
         step,
-        train_loop_config={"model": sys.argv[1]},
+        train_loop_config={"model": arguments.model},
         scaling_config=ScalingConfig(num_workers=1),
         run_config=RunConfig(storage_path=storage, name="floor"),
     ).fit()
+print(json.dumps({"seconds_from_imports": round(time.monotonic() - started, 2)}))

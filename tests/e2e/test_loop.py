@@ -95,7 +95,7 @@ def test_base_and_adapter_are_offered(served: str) -> None:
 
 def test_greedy_answers_of_base_and_adapter_differ(served: str) -> None:
     client = openai.OpenAI(base_url=f"{served}/v1", api_key="none", timeout=120)
-    prompts = [load_template("alpaca").format(record) for record in read_records("seeds")[:4]]
+    prompts = [load_template("stanford").format(record) for record in read_records("seeds")[:4]]
 
     def answers(model: str) -> list[str]:
         reply = client.completions.create(model=model, prompt=prompts, max_tokens=24, temperature=0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from alpaca_ray.demo import held_out_questions, read_metrics
+from alpaca_ray.demo import held_out_questions
 from alpaca_ray.records import read_records
 
 
@@ -18,8 +18,3 @@ def test_only_held_out_records_are_asked_shortest_first(tmp_path: Path) -> None:
     assert {record["id"] for record in asked} < set(ids)
     assert lengths == sorted(lengths)
     assert len(held_out_questions(tmp_path, [], 9)) == 3
-
-
-def test_metrics_lines(tmp_path: Path) -> None:
-    (tmp_path / "metrics.jsonl").write_text('{"step": 0, "eval_loss": 2.5}\n{"step": 1, "loss": 2.0}\n')
-    assert [row["step"] for row in read_metrics(tmp_path)] == [0, 1]

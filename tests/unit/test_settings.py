@@ -96,6 +96,8 @@ def test_dialect_defaults_lose_against_what_was_given() -> None:
 def test_none_and_passthrough() -> None:
     assert parse("--steps", "None").steps is None
     assert parse("--adam_beta1", "0.8", "--jit").extra == {"adam_beta1": 0.8, "jit": True}
+    assert parse("--adam_beta1", "1e-8").extra == {"adam_beta1": 1e-8}
+    assert parse("--adam_beta1=3", "--jit", "false").extra == {"adam_beta1": 3, "jit": False}
 
 
 @pytest.mark.parametrize(

@@ -118,9 +118,9 @@ def test_publish_folder_that_fails_changes_nothing(tmp_path: Path) -> None:
 
 
 def test_a_second_run_on_one_folder_is_refused(tmp_path: Path) -> None:
-    with storage.hold_output(tmp_path):
-        with pytest.raises(OutputError, match="another run is at work"), storage.hold_output(tmp_path):
-            pass
+    first, second = storage.hold_output(tmp_path), storage.hold_output(tmp_path)
+    with first, pytest.raises(OutputError, match="another run is at work"):
+        second.__enter__()
     with storage.hold_output(tmp_path):  # free again, and nothing is left behind
         pass
     assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,51 @@
+"""Every job answers ``--help`` completely, and a wrong flag with one line, before anything heavy is imported."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from alpaca_ray.settings.base import Settings, field_names
+from alpaca_ray.settings.demo import DemoSettings
+from alpaca_ray.settings.generate import GenerateSettings
+from alpaca_ray.settings.serve import ServeSettings
+from alpaca_ray.settings.train import TrainSettings
+
+ROOT = Path(__file__).resolve().parents[2]
+JOBS = [
+    ("demo.py", DemoSettings),
+    ("generate.py", GenerateSettings),
+    ("serve.py", ServeSettings),
+    ("train.py", TrainSettings),
+]
+
+
+def run(job: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "jobs" / job), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def test_no_job_is_left_out() -> None:
+    assert sorted(path.name for path in (ROOT / "jobs").glob("*.py")) == [job for job, _ in JOBS]
+
+
+@pytest.mark.parametrize(("job", "settings"), JOBS)
+def test_help_names_every_flag(job: str, settings: type[Settings]) -> None:
+    done = run(job, "--help")
+    assert done.returncode == 0
+    for name in field_names(settings):
+        if name != settings.passthrough_field:
+            assert f"--{name} " in done.stdout or f"--{name}\n" in done.stdout, name
+    assert max(map(len, done.stdout.splitlines())) <= 120
+
+
+@pytest.mark.parametrize(("job", "settings"), JOBS)
+def test_a_wrong_flag_is_one_line_and_exit_code_2(job: str, settings: type[Settings]) -> None:
+    done = run(job, "--no_such_flag_at_all", "1")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: unknown flag --no_such_flag_at_all")
+    assert done.stderr.count("\n") == 1
+    assert done.stdout == ""
