@@ -102,8 +102,8 @@ def load_tokenizer(name: str, *, flag: str = "--model", **options: Any) -> Any:
         raise ModelError(f"{flag} {name}: its tokenizer cannot be loaded: {error}") from error
 
 
-def load_config(name: str, *, flag: str = "--model") -> Any:
-    """Load a model's configuration, without its weights.
+def load_config(name: str, *, flag: str = "--model", **options: Any) -> Any:
+    """Load a model's configuration, without its weights; ``options`` go to ``from_pretrained`` (``cache_dir``, ...).
 
     Raises:
         ModelError: it cannot be loaded.
@@ -112,7 +112,7 @@ def load_config(name: str, *, flag: str = "--model") -> Any:
 
     source = resolve_model(name, flag=flag)
     try:
-        return AutoConfig.from_pretrained(source)
+        return AutoConfig.from_pretrained(source, **options)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"{flag} {name}: no model there, and none on the hub that can be reached: {error}") from error
 

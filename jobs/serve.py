@@ -9,8 +9,9 @@ from alpaca_ray import cluster
 from alpaca_ray.console import say, show_settings
 from alpaca_ray.errors import run_main
 from alpaca_ray.models import check_model_name
+from alpaca_ray.serve.adapter_source import resolve_adapters
 from alpaca_ray.serve.local import local_server
-from alpaca_ray.serve.registry import catalogue_of, resolve_adapters
+from alpaca_ray.serve.registry import catalogue_of
 from alpaca_ray.settings.cli import parse_settings
 from alpaca_ray.settings.serve import ServeSettings
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -81,6 +82,28 @@ class Progress:
         )
         self._requests = self._generated = self._kept = 0
         self._seconds = self._processing = 0.0
+
+
+class Waiting:
+    """Says from time to time that nothing has come yet, so that a slow teacher does not look like a run that hangs."""
+
+    def __init__(
+        self, say: Callable[[str], None], *, every: float = 15.0, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """``every``: seconds without an answer after which a line is printed, and the next one."""
+        self._say = say
+        self._every = every
+        self._clock = clock
+        self._since = clock()
+
+    def note(self, *, new: int, under_way: int, answers: int) -> None:
+        """Take note of how many outcomes just came, are being waited for, and have come in all."""
+        now = self._clock()
+        if new:
+            self._since = now
+        elif now - self._since >= self._every:
+            self._since = now
+            self._say(f"waiting: {under_way} requests under way, {answers} answers so far")
 
 
 class Pace:

@@ -34,14 +34,14 @@ class TeacherClient:
         sampling: Mapping[str, Any],
         environ: Mapping[str, str],
         *,
-        timeout: float,
+        timeout: float | None,
         max_retries: int,
     ) -> None:
         """Make a client.
 
         Args:
             sampling: ``temperature``, ``top_p``, ``max_tokens`` and ``stop``, sent as they are.
-            timeout: seconds for one attempt.
+            timeout: seconds for one attempt; None where it may take as long as it does.
             max_retries: further attempts after the first.
         """
         import openai

@@ -12,11 +12,14 @@ import ray
 
 from alpaca_ray.errors import TeacherError
 from alpaca_ray.generate.client import TeacherClient
+from alpaca_ray.generate.gate import Gate
+from alpaca_ray.generate.ledger import Permission
 from alpaca_ray.generate.prompt import Prompt
 from alpaca_ray.generate.teacher import Teacher
 
 _SLOTS_PER_CLIENT = 64
 _BLOCKS_AT_ONCE = 4
+_DRIVER_CALLS = 100  # far more than it ever has open
 
 
 class AskTeacher:
@@ -28,43 +31,40 @@ class AskTeacher:
         teacher: Teacher,
         sampling: Mapping[str, Any],
         environ: Mapping[str, str],
-        timeout: float,
+        timeout: float | None,
         max_retries: int,
         slots: int,
     ) -> None:
         self._ledger = ledger
         self._slots = asyncio.Semaphore(slots)
         self._client = TeacherClient(teacher, sampling, environ, timeout=timeout, max_retries=max_retries)
+        self._gate = Gate(ledger.follow.remote, self._stop)
+        self._tasks: set[asyncio.Future[Any]] = set()
 
     async def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Return the numbers of the requests that were sent. A call that Ray repeats leaves out what is recorded."""
         ids = [int(number) for number in batch["request_id"]]
-        recorded = await self._ledger.recorded.remote(ids)
+        missing = await self._ledger.take_in_hand.remote(ids)
         rows = zip(ids, batch["seed_ids"], batch["prompt_sha"], batch["prompt"], strict=True)
-        stopping = asyncio.Event()
         tasks = [
-            asyncio.ensure_future(self._ask(stopping, number, [str(seed) for seed in seeds], str(digest), str(prompt)))
+            asyncio.ensure_future(self._ask(number, [str(seed) for seed in seeds], str(digest), str(prompt)))
             for number, seeds, digest, prompt in rows
-            if number not in recorded
+            if number in missing
         ]
-        watch = asyncio.ensure_future(self._watch(stopping, tasks))
-        try:
-            sent = await asyncio.gather(*tasks, return_exceptions=True)
-        finally:
-            watch.cancel()
+        self._tasks.update(tasks)
+        sent = await asyncio.gather(*tasks, return_exceptions=True)
+        self._tasks.difference_update(tasks)
         for result in sent:
             if isinstance(result, Exception):
                 raise result
         return {"request_id": [result for result in sent if isinstance(result, int)]}
 
-    async def _ask(
-        self, stopping: asyncio.Event, request_id: int, seed_ids: list[str], digest: str, prompt: str
-    ) -> int | None:
+    async def _ask(self, request_id: int, seed_ids: list[str], digest: str, prompt: str) -> int | None:
         # Permission before a slot: a request that waits for it must not hold what an earlier one needs.
-        if not await self._ledger.admit.remote(request_id):
+        if not await self._gate.admit(request_id):
             return None
         async with self._slots:
-            if stopping.is_set():
+            if self._gate.stopping:
                 return None
             try:
                 outcome = await self._client.ask(request_id, seed_ids, digest, prompt)
@@ -76,26 +76,35 @@ class AskTeacher:
             await self._ledger.record.remote(outcome)
             return request_id
 
-    async def _watch(self, stopping: asyncio.Event, tasks: Sequence[asyncio.Future[Any]]) -> None:
-        kind = await self._ledger.stopped.remote()
-        stopping.set()
+    def _stop(self, permission: Permission) -> None:
         self._client.drain()
-        if kind == "drop":
-            for task in tasks:
+        if permission.stopping == "drop":
+            for task in self._tasks:
                 task.cancel()
 
 
 class Round:
     """A Ray Data job over some prompts, running in a thread beside the driver's loop."""
 
-    def __init__(self, prompts: Sequence[Prompt], clients: int, arguments: Mapping[str, Any], slots: int) -> None:
-        """Start. ``slots``: requests in flight over all ``clients``; ``arguments``: of ``AskTeacher``."""
+    def __init__(
+        self,
+        prompts: Sequence[Prompt],
+        clients: int,
+        arguments: Mapping[str, Any],
+        slots: int,
+        placement: dict[str, str] | None,
+    ) -> None:
+        """Start.
+
+        Args:
+            clients: actors.
+            arguments: of ``AskTeacher``.
+            slots: requests in flight over all ``clients``.
+            placement: labels of the nodes that the actors may run on (see ``client_placement``).
+        """
         self.error: Exception | None = None
         share = slots // clients
-        # Small blocks, in the order of their numbers, and no more of them in an actor than it works on at once: then
-        # the lowest number that is still open is always at work or next, and never queues behind ones that wait for it.
-        rows = max(1, share // _BLOCKS_AT_ONCE)
-        calls = -(-share // rows) + 1
+        rows, calls = blocks(share)
         self._dataset = ray.data.from_items(
             [_row(prompt) for prompt in prompts], override_num_blocks=-(-len(prompts) // rows)
         ).map_batches(
@@ -107,6 +116,7 @@ class Round:
             ),
             num_cpus=0,
             fn_constructor_kwargs={**arguments, "slots": share},
+            label_selector=placement,
         )
         self._thread = threading.Thread(target=self._run, name="generate-round", daemon=True)
         self._thread.start()
@@ -140,6 +150,34 @@ def quiet_ray_data() -> None:
 def client_count(max_in_flight: int, asked: int | None) -> int:
     """Return how many client actors share the requests in flight."""
     return min(asked or -(-max_in_flight // _SLOTS_PER_CLIENT), max_in_flight)
+
+
+def blocks(share: int) -> tuple[int, int]:
+    """Return how many rows a map call has, and how many calls an actor works on at once, for its share of slots.
+
+    Small blocks, in the order of their numbers, and no more of them in an actor than it works on at once: then the
+    lowest number that is still open is always at work or next, and never queues behind ones that wait for it.
+    """
+    rows = max(1, share // _BLOCKS_AT_ONCE)
+    return rows, -(-share // rows) + 1
+
+
+def ledger_calls(max_in_flight: int, clients: int) -> int:
+    """Return how many calls to the ledger may be open at once, those of the driver included."""
+    _, calls = blocks(max_in_flight // clients)
+    # Each slot may wait for its outcome to be written, each map call begin, and each client follow the permission;
+    # twice, because what a client that died has left behind goes only when its time is up.
+    return 2 * (max_in_flight + clients * (calls + 1)) + _DRIVER_CALLS
+
+
+def client_placement(teacher: Teacher) -> dict[str, str] | None:
+    """Return the labels of the nodes that may hold clients: this one alone where the address means this machine.
+
+    Any other endpoint is as far from each node: None.
+    """
+    if not (teacher.local or teacher.loopback):
+        return None
+    return {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
 
 
 def _row(prompt: Prompt) -> dict[str, Any]:

@@ -15,10 +15,12 @@ from alpaca_ray.generate.journal import Header, Outcome
 from alpaca_ray.generate.process import Record
 from alpaca_ray.generate.teacher import Teacher
 from alpaca_ray.manifest import FILE_NAME as MANIFEST
+from alpaca_ray.manifest import read_manifest
 from alpaca_ray.records import write_json, write_jsonl
 from alpaca_ray.settings.generate import GenerateSettings
 from alpaca_ray.storage import check_output, used_by, write_atomic
 
+STAGE = "generate"
 RECORDS = "regen.json"
 REJECTED = "rejected.jsonl"
 METRICS = "metrics.json"
@@ -34,12 +36,14 @@ class FolderState:
         initial: those of them that no answer in the journal made; they stay in front, unchanged.
         header: the journal's; None where there is none yet.
         outcomes: the journal's, in the order they came.
+        files: what the folder looked like before it was read (see ``fingerprint``).
     """
 
     records: list[Record] = field(default_factory=list)
     initial: list[Record] = field(default_factory=list)
     header: Header | None = None
     outcomes: list[Outcome] = field(default_factory=list)
+    files: frozenset[tuple[str, int, int]] = frozenset()
 
 
 def inspect(folder: Path, *, resume: bool, overwrite: bool) -> FolderState:
@@ -48,14 +52,21 @@ def inspect(folder: Path, *, resume: bool, overwrite: bool) -> FolderState:
     A folder with ``regen.json`` and nothing else of ours is taken up as the original does, with or without ``resume``.
 
     Raises:
-        OutputError: it is used and neither flag is given, or it cannot be resumed.
-        DataError: ``regen.json`` or the journal is damaged.
+        OutputError: it is used and neither flag is given, it cannot be resumed, or it is another stage's.
+        DataError: ``regen.json``, the journal or ``run.json`` is damaged.
     """
+    manifest = read_manifest(folder)
+    if manifest is not None and manifest.get("stage") != STAGE:
+        raise OutputError(
+            f"--output_dir {folder}: its {MANIFEST} is of another stage ({manifest.get('stage') or 'unnamed'}), and "
+            "would be lost: give another folder"
+        )
+    files = fingerprint(folder)
     used = {path.name for path in used_by(folder, OURS)}
     take_up = used == {RECORDS} and not overwrite
     check_output(folder, OURS, resume=resume or take_up, overwrite=overwrite)
     if overwrite or not used:
-        return FolderState()
+        return FolderState(files=files)
     header = journal.read_header(folder / journal.FILE_NAME)
     if header is None and used - {RECORDS, journal.FILE_NAME}:
         raise OutputError(
@@ -64,14 +75,20 @@ def inspect(folder: Path, *, resume: bool, overwrite: bool) -> FolderState:
         )
     records = read_regen(folder / RECORDS) if RECORDS in used else []
     if header is None:
-        return FolderState(records, records)
+        return FolderState(records, records, files=files)
     if len(records) < header.initial:
         raise OutputError(
             f"--resume: {folder / RECORDS} held {header.initial} records before this run began, and now has "
             f"{len(records)}: put it back, or give --overwrite to start anew"
         )
     outcomes = list(journal.read_outcomes(folder / journal.FILE_NAME))
-    return FolderState(records, records[: header.initial], header, outcomes)
+    return FolderState(records, records[: header.initial], header, outcomes, files)
+
+
+def fingerprint(folder: Path) -> frozenset[tuple[str, int, int]]:
+    """Return name, size and time of change (ns) of each file of ours: another run that writes changes them."""
+    found = ((path.name, path.stat()) for path in used_by(folder, OURS))
+    return frozenset((name, stat.st_size, stat.st_mtime_ns) for name, stat in found)
 
 
 def read_regen(path: Path) -> list[Record]:

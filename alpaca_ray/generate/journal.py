@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,9 @@ class Journal:
         self._path = path
         if path.exists():
             repair(path)
-        self._file = path.open("ab")
+        # Without a buffer: one would keep what could not be written, and add it to a later row.
+        self._file = path.open("ab", buffering=0)
+        self._end = os.fstat(self._file.fileno()).st_size  # behind the last row that counts
 
     def write_header(self, header: Header) -> None:
         """Write the first line."""
@@ -81,15 +84,24 @@ class Journal:
         self._file.close()
 
     def _write(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        data = "".join(json.dumps(row, ensure_ascii=False, separators=(",", ":")) + "\n" for row in rows)
-        start = self._file.tell()
+        text = "".join(json.dumps(row, ensure_ascii=False, separators=(",", ":")) + "\n" for row in rows)
+        data = text.encode("utf-8", "surrogatepass")
         try:
-            self._file.write(data.encode("utf-8", "surrogatepass"))
-            self._file.flush()
+            self._cut()
+            left = memoryview(data)
+            while left:  # a disk that fills up takes a part and refuses the rest
+                left = left[self._file.write(left) :]
             os.fsync(self._file.fileno())
         except OSError as error:
-            os.truncate(self._path, start)
+            with suppress(OSError):  # the next write tries again, and so does whoever opens the file next
+                self._cut()
             raise OutputError(f"{self._path}: cannot be written: {error.strerror}; go on with --resume") from error
+        self._end += len(data)
+
+    def _cut(self) -> None:
+        """Cut off what a failed write has left behind."""
+        if os.fstat(self._file.fileno()).st_size > self._end:
+            os.ftruncate(self._file.fileno(), self._end)
 
 
 def repair(path: Path) -> int:

@@ -1,8 +1,8 @@
 """The one place where requests are allowed and answers become durable.
 
-A client asks ``admit`` before it sends and hands every outcome to ``record``, which returns only when it is on the
-disk. The driver takes outcomes from here, not from the map call: what is inside an unfinished call of Ray Data would be
-lost with it, what is here is not. Knows no Ray; the pipeline runs it as an actor on the driver's node.
+A client follows the ``Permission`` before it sends and hands every outcome to ``record``, which returns only when it is
+on the disk. The driver takes outcomes from here, not from the map call: what is inside an unfinished call of Ray Data
+would be lost with it, what is here is not. Knows no Ray; the pipeline runs it as an actor on the driver's node.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Collection
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -21,12 +21,28 @@ StopKind = Literal["drain", "drop"]
 
 
 @dataclass(frozen=True)
+class Permission:
+    """What clients may do: send requests with numbers below ``limit``, and none once the run is ``stopping``."""
+
+    limit: int = 0
+    stopping: StopKind | None = None
+
+
+@dataclass(frozen=True)
 class Delivery:
-    """What the driver gets: new outcomes, an error that ends the run, or word that a first answer waits for a file."""
+    """What the driver gets.
+
+    Attributes:
+        outcomes: new ones.
+        error: ends the run.
+        wants_file: a first answer waits for the journal to be opened.
+        under_way: requests that clients have in hand and may send.
+    """
 
     outcomes: list[Outcome]
     error: AlpacaRayError | None
     wants_file: bool
+    under_way: int = 0
 
 
 class Ledger:
@@ -36,9 +52,10 @@ class Ledger:
         self._journal: Journal | None = None
         self._unwritten: list[tuple[Outcome, asyncio.Future[None]]] = []
         self._untaken: list[Outcome] = []
+        self._taken = 0
         self._recorded: set[int] = set()
-        self._limit = 0
-        self._stopping: StopKind | None = None
+        self._in_hand: set[int] = set()
+        self._permission = Permission()
         self._error: AlpacaRayError | None = None
         self._changed = asyncio.Condition()
         self._writing = asyncio.Lock()
@@ -50,11 +67,12 @@ class Ledger:
             self._journal.write_header(header)
         await self._write()
 
-    async def admit(self, request_id: int) -> bool:
-        """Wait until a request may be sent; False where the run is stopping."""
+    async def follow(self, known: Permission, timeout: float) -> Permission:
+        """Return what clients may do, waiting up to ``timeout`` seconds for it to differ from what one knows."""
         async with self._changed:
-            await self._changed.wait_for(lambda: self._stopping or request_id < self._limit)
-        return self._stopping is None
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait_for(lambda: self._permission != known), timeout)
+        return self._permission
 
     async def record(self, outcome: Outcome) -> None:
         """Return when an outcome is durable. Those that come while the disk is busy share its next synchronisation.
@@ -72,34 +90,38 @@ class Ledger:
             await self._write()
         await written
 
-    async def recorded(self, request_ids: Collection[int]) -> set[int]:
-        """Return which of these requests have an outcome, so that a repeated map call leaves them out."""
-        return self._recorded.intersection(request_ids)
+    async def take_in_hand(self, request_ids: Collection[int]) -> set[int]:
+        """Return which of these requests are to be sent: a repeated map call leaves out those with an outcome."""
+        missing = set(request_ids) - self._recorded
+        self._in_hand |= missing
+        return missing
 
-    async def take(self, timeout: float) -> Delivery:
-        """Return what is new, waiting up to ``timeout`` seconds for something."""
+    async def take(self, seen: int, timeout: float) -> Delivery:
+        """Return what is new, waiting up to ``timeout`` seconds for something.
+
+        Args:
+            seen: how many outcomes the driver has had in all. What it was given and does not count, because it was
+                interrupted before it got it, it is given again.
+        """
         async with self._changed:
+            del self._untaken[: seen - self._taken]
+            self._taken = seen
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait_for(self._has_news), timeout)
-            outcomes, self._untaken = self._untaken, []
-            return Delivery(outcomes, self._error, self._journal is None and bool(self._unwritten))
+            outcomes = list(self._untaken)
+            under_way = sum(1 for number in self._in_hand if number < self._permission.limit)
+            return Delivery(outcomes, self._error, self._journal is None and bool(self._unwritten), under_way)
 
     async def allow(self, limit: int) -> None:
         """Let requests with numbers below ``limit`` be sent."""
-        if limit > self._limit:
-            self._limit = limit
+        if limit > self._permission.limit:
+            self._permission = replace(self._permission, limit=limit)
             await self._notify()
 
     async def stop(self, kind: StopKind) -> None:
         """Send nothing more; ``drain`` waits for what is under way, ``drop`` does not."""
-        self._stopping = kind
+        self._permission = replace(self._permission, stopping=kind)
         await self._notify()
-
-    async def stopped(self) -> StopKind:
-        """Wait until the run is stopping."""
-        async with self._changed:
-            await self._changed.wait_for(lambda: self._stopping)
-        return self._stopping or "drain"
 
     async def fail(self, error: AlpacaRayError) -> None:
         """Report an error that every request would meet: the run ends with the first of them."""
@@ -129,6 +151,7 @@ class Ledger:
                     written.set_exception(error)
                 return
         self._recorded.update(outcome.request_id for outcome in outcomes)
+        self._in_hand.difference_update(outcome.request_id for outcome in outcomes)
         self._untaken += outcomes
         for _, written in batch:
             if not written.done():

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from alpaca_ray import cluster
 from alpaca_ray.console import say, show_settings
+from alpaca_ray.generate.claim import Claim
 from alpaca_ray.generate.fanout import quiet_ray_data
 from alpaca_ray.generate.folder import RECORDS
 from alpaca_ray.generate.run import make_plan
@@ -19,6 +20,7 @@ from alpaca_ray.manifest import FILE_NAME as MANIFEST
 from alpaca_ray.settings.generate import GenerateSettings
 from alpaca_ray.storage import location, resolve_output
 
+_SMALL_PROMPT = 5  # tasks that a prompt may ask a teacher of this size for
 _LOCAL_BATCH = 32  # rows that a teacher started here decodes at once
 
 
@@ -50,7 +52,8 @@ def generate(settings: GenerateSettings) -> Path:
     if state.outcomes:
         say(f"Took up {len(state.outcomes)} answers from the journal: {len(processor.records)} instructions so far")
     if processor.done:  # extras in the journal are enough: no cluster, no teacher
-        Session(plan, teacher, folder, state, processor).go()
+        with Claim(folder, state, overwrite=settings.overwrite) as claim:
+            Session(plan, teacher, claim, state, processor).go()
         return folder
     cluster.connect(show_workers=False)
     on_cluster = resolve_output(settings.output_dir, several_nodes=cluster.node_count() > 1)
@@ -59,8 +62,8 @@ def generate(settings: GenerateSettings) -> Path:
         state = plan.look_at(folder, teacher)
         processor = plan.processor(state)
     quiet_ray_data()
-    with _running(teacher, settings) as ready:
-        Session(plan, ready, folder, state, processor).go()
+    with Claim(folder, state, overwrite=settings.overwrite) as claim, _running(teacher, settings) as ready:
+        Session(plan, ready, claim, state, processor).go()
     return folder
 
 
@@ -73,9 +76,12 @@ def _running(teacher: Teacher, settings: GenerateSettings) -> Iterator[Teacher]:
     from alpaca_ray.serve.local import local_server
     from alpaca_ray.settings.serve import ServeArgs
 
+    if settings.num_tasks_per_prompt > _SMALL_PROMPT:
+        say(
+            "hint: with prompts of this size a teacher this small may need many minutes for an answer, and few of its "
+            "tasks are kept: it does better with --config jobs/configs/generate_embedded.yaml"
+        )
     say("starting the embedded model as teacher")
-    if settings.num_tasks_per_prompt > 5:
-        say("hint: a teacher this small does better with --config jobs/configs/generate_embedded.yaml")
     rows = min(settings.max_in_flight, _LOCAL_BATCH)
     with local_server(ServeArgs.parse({"base_model": teacher.model, "max_batch_size": rows})) as url:
         yield replace(teacher, base_url=url)

@@ -6,7 +6,6 @@ import itertools
 import os
 import time
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -16,18 +15,18 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from alpaca_ray.console import say
 from alpaca_ray.errors import ClusterError, GenerationError
 from alpaca_ray.generate import journal
-from alpaca_ray.generate.account import Pace, Progress, Tally
-from alpaca_ray.generate.fanout import Round, client_count
-from alpaca_ray.generate.folder import METRICS, OURS, RECORDS, REJECTED, FolderState, earlier_seconds, write_results
+from alpaca_ray.generate.account import Pace, Progress, Tally, Waiting
+from alpaca_ray.generate.claim import Claim
+from alpaca_ray.generate.fanout import Round, client_count, client_placement, ledger_calls
+from alpaca_ray.generate.folder import METRICS, RECORDS, REJECTED, STAGE, FolderState, earlier_seconds, write_results
 from alpaca_ray.generate.ledger import Delivery, Ledger, StopKind
 from alpaca_ray.generate.process import Processor
 from alpaca_ray.generate.prompt import SHIPPED_HEADERS
 from alpaca_ray.generate.run import Plan, request_ids, shown
 from alpaca_ray.generate.teacher import Teacher
-from alpaca_ray.manifest import FILE_NAME as MANIFEST
 from alpaca_ray.manifest import write_manifest
 from alpaca_ray.records import source_path
-from alpaca_ray.storage import claim_output, location
+from alpaca_ray.storage import location
 
 _LONGEST_ROUND = 4096  # rows of one Ray Data job: bounds what its driver keeps
 _TAKE_SECONDS = 1.0
@@ -40,10 +39,11 @@ _MIN_FAILED_IN_A_ROW = 20
 class Session:
     """One session: asks until the target is reached, and writes what came of it, whatever happens."""
 
-    def __init__(self, plan: Plan, teacher: Teacher, folder: Path, state: FolderState, processor: Processor) -> None:
+    def __init__(self, plan: Plan, teacher: Teacher, claim: Claim, state: FolderState, processor: Processor) -> None:
         self.plan = plan
         self.teacher = teacher
-        self.folder = folder
+        self.claim = claim
+        self.folder = claim.folder
         self.state = state
         self.settings = plan.settings
         self.processor = processor
@@ -53,30 +53,33 @@ class Session:
         self.pace = Pace(expected=plan.expected_yield())
         self.pace.add(processor.kept, requests=processor.next_id)
         size = self.settings.request_batch_size
+        self.waiting = Waiting(say)
         self.progress = Progress(size, say, done=-(-self.processor.next_id // size))
+        self.clients = client_count(self.settings.max_in_flight, self.settings.num_clients)
         self.limit = plan.request_limit(state)
         self.ids = request_ids(state)
         self.started = time.monotonic()
         self.opened = False
+        self.stepping = False  # an interrupt in the middle of an answer leaves it half processed: nothing may follow
         self.earlier = 0.0
         self.written_at, self.writing = self.started, 0.0
         self.allowed = 0
+        self.seen = 0  # outcomes of this session that have come from the ledger
         self.ledger: Any = None
 
     def go(self) -> None:
         """Run to the end, and write the results and ``run.json``."""
         try:
             if not self.processor.done:
-                self.ledger = _start_ledger(self.settings.max_in_flight)
+                self.ledger = _start_ledger(ledger_calls(self.settings.max_in_flight, self.clients))
                 self._ask()
             if not self.opened:
                 self._open()
         finally:
-            self.progress.flush()
             if self.ledger is not None:
-                with suppress(RayActorError):  # what it had taken is on the disk, or was never acknowledged
-                    ray.get(self.ledger.close.remote())
+                self._settle()
                 ray.kill(self.ledger)
+            self.progress.flush()
             if self.opened:
                 self._write()
         self._finish()
@@ -100,13 +103,18 @@ class Session:
             "teacher": self.teacher,
             "sampling": self.plan.sampling(),
             "environ": {self.teacher.key_env: self.teacher.key(os.environ)},
-            "timeout": self.settings.request_timeout,
+            # A teacher that is started here is as slow as this machine: to give up and ask again would never end.
+            "timeout": None if self.teacher.local else self.settings.request_timeout,
             "max_retries": self.settings.max_retries,
         }
-        slots = self.settings.max_in_flight
-        clients = client_count(slots, self.settings.num_clients)
         self._allow(ids)
-        round_ = Round([self.plan.prompts.make(number) for number in ids], clients, arguments, slots)
+        round_ = Round(
+            [self.plan.prompts.make(number) for number in ids],
+            self.clients,
+            arguments,
+            self.settings.max_in_flight,
+            client_placement(self.teacher),
+        )
         try:
             left = len(ids)
             while left and not self.processor.done:
@@ -138,13 +146,17 @@ class Session:
     def _take(self, timeout: float) -> Delivery:
         """Take what the ledger has, count it, and hand it to the decision maker."""
         try:
-            delivery: Delivery = ray.get(self.ledger.take.remote(timeout))
+            delivery: Delivery = ray.get(self.ledger.take.remote(self.seen, timeout))
         except RayActorError as error:
             raise ClusterError("the process that writes the journal has died: go on with --resume") from error
         if delivery.wants_file and not self.opened:
             self._open()
-        self.tally.add(delivery.outcomes)
-        self.processor.offer(delivery.outcomes)
+        self._count(delivery)
+        self.waiting.note(
+            new=len(delivery.outcomes),
+            under_way=min(delivery.under_way, self.settings.max_in_flight),
+            answers=self.tally.requests,
+        )
         if delivery.error is not None:
             raise delivery.error
         if self.tally.failed_in_a_row >= max(_MIN_FAILED_IN_A_ROW, self.settings.max_in_flight):
@@ -154,10 +166,25 @@ class Session:
             )
         return delivery
 
+    def _count(self, delivery: Delivery) -> None:
+        self.seen += len(delivery.outcomes)
+        self.tally.add(delivery.outcomes)
+        self.processor.offer(delivery.outcomes)
+
+    def _settle(self) -> None:
+        """Close the journal, and take what it got since the last look: results show all that was paid for."""
+        with suppress(RayActorError):  # what it had taken is on the disk, or was never acknowledged
+            ray.get(self.ledger.close.remote())
+            self._count(ray.get(self.ledger.take.remote(self.seen, 0.0)))
+            if not self.stepping:
+                self._process()
+
     def _process(self) -> None:
         while (outcome := self.processor.next_outcome()) is not None:
             before = time.perf_counter()
+            self.stepping = True
             step = self.processor.step()
+            self.stepping = False
             self.pace.add(step.kept)
             self.progress.add(outcome, step, time.perf_counter() - before)
         now = time.monotonic()
@@ -175,11 +202,9 @@ class Session:
             self.ledger.allow.remote(limit)
 
     def _open(self) -> None:
-        """Claim the folder: only now, when a first answer is there, so that bad input never touches it."""
-        settings = self.settings
-        claim_output(self.folder, OURS, resume=not settings.overwrite, overwrite=settings.overwrite)
+        """Open the folder: only now, when a first answer is there, so that bad input never touches it."""
+        self.claim.open()
         self.earlier = earlier_seconds(self.folder)
-        (self.folder / MANIFEST).unlink(missing_ok=True)  # it marks a complete folder, which this is no longer
         if self.ledger is not None:
             header = self.plan.journal_header(self.state, self.teacher)
             ray.get(self.ledger.open.remote(self.folder / journal.FILE_NAME, header))
@@ -219,7 +244,7 @@ class Session:
             say(f"stopped at --max_requests with {short}")
         write_manifest(
             self.folder,
-            "generate",
+            STAGE,
             settings=self.settings.to_dict(),
             inputs=self._inputs(),
             data_file=RECORDS,
@@ -236,13 +261,13 @@ class Session:
         return [source_path(self.settings.seed_tasks_path), *([] if header in SHIPPED_HEADERS else [header])]
 
 
-def _start_ledger(max_in_flight: int) -> Any:
+def _start_ledger(calls: int) -> Any:
     here = ray.get_runtime_context().get_node_id()
     return (
         ray.remote(Ledger)
         .options(
             num_cpus=0,
-            max_concurrency=2 * max_in_flight + 100,  # each request may wait to be admitted and to be written
+            max_concurrency=calls,
             scheduling_strategy=NodeAffinitySchedulingStrategy(node_id=here, soft=False),
         )
         .remote()

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, aclosing
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 
+from alpaca_ray.serve.adapter_folder import AdapterInfo
 from alpaca_ray.serve.answers import Answer, AnswerWriter, Part, Usage, error_event, model_card, model_list
 from alpaca_ray.serve.disconnect import CancelOnDisconnect
 from alpaca_ray.serve.protocol import ApiError, Job, parse_chat, parse_completion
-from alpaca_ray.serve.registry import AdapterInfo, Catalogue
+from alpaca_ray.serve.registry import Catalogue
 
 # Answers a job with an adapter, or with the base model; errors are raised as ApiError.
 Backend = Callable[[Job, AdapterInfo | None], AsyncGenerator[Part, None]]
+# Gives the models that are served now.
+Catalogues = Callable[[], Awaitable[Catalogue]]
 
 
-def create_api(catalogue: Catalogue, backend: Backend) -> FastAPI:
-    """Return the application for the models of a catalogue."""
+def create_api(catalogues: Catalogues, backend: Backend) -> FastAPI:
+    """Return the application for the models that ``catalogues`` gives at each request."""
     api = FastAPI(title="alpaca_ray", docs_url=None, redoc_url=None, openapi_url=None)
     api.add_middleware(CancelOnDisconnect)
     started = int(time.time())
@@ -40,12 +43,12 @@ def create_api(catalogue: Catalogue, backend: Backend) -> FastAPI:
 
     @api.get("/v1/models")
     async def models() -> Response:
-        return JSONResponse(model_list(catalogue, started))
+        return JSONResponse(model_list(await catalogues(), started))
 
     @api.get("/v1/models/{name:path}")
     async def model(name: str) -> Response:
         try:
-            return JSONResponse(model_card(catalogue, name, started))
+            return JSONResponse(model_card(await catalogues(), name, started))
         except KeyError:
             raise _unknown_model(name) from None
 
@@ -59,7 +62,7 @@ def create_api(catalogue: Catalogue, backend: Backend) -> FastAPI:
 
     async def answer(job: Job) -> Response:
         try:
-            adapter = catalogue.find(job.model)
+            adapter = (await catalogues()).find(job.model)
         except KeyError:
             raise _unknown_model(job.model) from None
         parts = backend(job, adapter)

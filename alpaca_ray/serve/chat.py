@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from alpaca_ray.prompts import STANFORD, PromptTemplate
+from alpaca_ray.serve.adapter_folder import AdapterInfo
 from alpaca_ray.serve.protocol import ApiError, Message, Prompt
-from alpaca_ray.serve.registry import AdapterInfo
 
 
 def chat_prompt(

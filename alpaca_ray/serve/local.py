@@ -19,7 +19,8 @@ from ray.serve.schema import LoggingConfig
 
 from alpaca_ray import errors
 from alpaca_ray.errors import AlpacaRayError, ClusterError, SettingsError
-from alpaca_ray.serve.app import build_app
+from alpaca_ray.models import resolve_model
+from alpaca_ray.serve.app import make_app
 from alpaca_ray.settings.serve import ServeArgs
 
 _HEALTH_TIMEOUT_S = 60.0
@@ -34,11 +35,12 @@ def local_server(args: ServeArgs, *, host: str = "127.0.0.1", port: int | None =
     otherwise Serve is started on ``port`` (None: a free one), and stopped in the end, so that the memory is free again.
 
     Raises:
-        UserError: the arguments are wrong (as ``build_app``), or the port is taken.
+        UserError: the arguments are wrong (as ``make_app``), or the port is taken.
         ClusterError: the application did not start.
     """
     logging.getLogger("ray.serve").setLevel(logging.WARNING)  # Serve tells its own progress in this process
-    application = build_app(args)
+    resolve_model(args.base_model, flag="base_model")  # what has to be fetched is fetched where its progress is seen
+    application = make_app(args)
     name = f"alpaca-{uuid.uuid4().hex[:8]}"
     client = _get_global_client(raise_if_no_controller_running=False)
     started = client is None

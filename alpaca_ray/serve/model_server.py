@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator
@@ -9,22 +10,25 @@ from typing import Any
 
 from ray import serve
 
-from alpaca_ray.errors import ModelError
+from alpaca_ray.errors import ModelError, UserError
 from alpaca_ray.prompts import load_template
 from alpaca_ray.quiet import quiet_libraries
+from alpaca_ray.serve.adapter_folder import AdapterInfo, fingerprint, folder_of, read_adapter
 from alpaca_ray.serve.protocol import ApiError, Job
-from alpaca_ray.serve.registry import Catalogue
 from alpaca_ray.settings.serve import ServeArgs
 
 logger = logging.getLogger("ray.serve")
+
+_LOAD_TRIES = 3
 
 
 class _Lease:
     """An adapter in the engine's memory, as Serve's multiplexing holds it: it is freed when Serve drops it."""
 
-    def __init__(self, engine: Any, key: str) -> None:
+    def __init__(self, engine: Any, key: str, adapter: AdapterInfo) -> None:
         self._engine = engine
         self.key = key
+        self.adapter = adapter
 
     def __del__(self) -> None:
         self._engine.unload_adapter(self.key)
@@ -33,7 +37,7 @@ class _Lease:
 class ModelServer:
     """The base model with its adapters, and the engine that generates."""
 
-    def __init__(self, args: ServeArgs, catalogue: Catalogue, threads: int) -> None:
+    def __init__(self, args: ServeArgs, threads: int) -> None:
         import torch
 
         from alpaca_ray.serve.engine.loading import load_for_generation
@@ -45,7 +49,6 @@ class ModelServer:
         loaded = load_for_generation(
             args.base_model, dtype=args.dtype, load_8bit=args.load_8bit, max_model_len=args.max_model_len
         )
-        self._catalogue = catalogue
         self._engine = TorchEngine(loaded, max_batch_size=args.max_batch_size)
         template = load_template(args.prompt_template) if args.prompt_template else None
         self._service = ModelService(self._engine, template)
@@ -55,16 +58,19 @@ class ModelServer:
 
         Raised, it would be logged with its traceback on every hop.
         """
-        name = serve.get_multiplexed_model_id()
+        load_id = serve.get_multiplexed_model_id()
+        lease = None
         try:
-            lease = await self.adapter(name) if name else None
-            adapter = self._catalogue.find(name) if name else None
-            async for part in self._service.answer(job, adapter, lease.key if lease else None):
+            lease = await self._hold(load_id) if load_id else None
+            async for part in self._service.answer(job, lease.adapter if lease else None, lease.key if lease else None):
                 yield part
         except ApiError as error:
             yield error
-        except ModelError as error:
+        except UserError as error:
             yield ApiError(str(error), param="model", code="adapter_unusable")
+        finally:
+            if lease:
+                self._engine.release_adapter(lease.key)
 
     async def stats(self) -> dict[str, int]:
         """Return the engine's counts, for operators and tests."""
@@ -75,15 +81,28 @@ class ModelServer:
         if not self._engine.alive:
             raise RuntimeError("the engine has stopped")
 
-    async def adapter(self, name: str) -> _Lease:
-        """Load an adapter; ``model_deployment`` puts Serve's multiplexing around it, which remembers and evicts."""
-        adapter = self._catalogue.find(name)
-        if adapter is None:
-            raise ModelError(f"{name} is the base model, not an adapter")
-        started = time.monotonic()
-        key = await self._engine.load_adapter(adapter.folder)
-        logger.info("adapter %s loaded in %.2f s", name, time.monotonic() - started)
-        return _Lease(self._engine, key)
+    async def adapter(self, load_id: str) -> _Lease:
+        """Load an adapter; ``model_deployment`` puts Serve's multiplexing around it, which remembers and evicts.
+
+        Its description is read here, with the weights: a template of one version never meets the weights of another.
+        """
+        folder = folder_of(load_id)
+        for _ in range(_LOAD_TRIES):
+            started = time.monotonic()
+            adapter = await asyncio.to_thread(read_adapter, folder)
+            key = await self._engine.load_adapter(folder)
+            if fingerprint(folder) == adapter.identity:
+                logger.info("adapter %s loaded in %.2f s", folder.name, time.monotonic() - started)
+                return _Lease(self._engine, key, adapter)
+            self._engine.unload_adapter(key)
+        raise ModelError(f"adapter {folder.name}: its files keep changing: ask again when they are written")
+
+    async def _hold(self, load_id: str) -> _Lease:
+        """Return an adapter's lease, held in memory: Serve may evict it at any moment after it has given it."""
+        while True:
+            lease = await self.adapter(load_id)
+            if self._engine.hold_adapter(lease.key):
+                return lease
 
 
 def model_deployment(max_loaded_adapters: int) -> serve.Deployment:
@@ -94,7 +113,7 @@ def model_deployment(max_loaded_adapters: int) -> serve.Deployment:
 
     class MultiplexedModelServer(ModelServer):
         @serve.multiplexed(max_num_models_per_replica=max_loaded_adapters)
-        async def adapter(self, name: str) -> _Lease:
-            return await super().adapter(name)
+        async def adapter(self, load_id: str) -> _Lease:
+            return await super().adapter(load_id)
 
     return serve.deployment(MultiplexedModelServer, name="model")

@@ -9,11 +9,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from alpaca_ray.prompts import PromptTemplate
+from alpaca_ray.serve.adapter_folder import AdapterInfo
 from alpaca_ray.serve.answers import Answer, ChoicePiece, Part, Usage
 from alpaca_ray.serve.chat import chat_prompt
 from alpaca_ray.serve.engine.types import EngineError, GenerationRequest, Piece
 from alpaca_ray.serve.protocol import ApiError, Job, Prompt
-from alpaca_ray.serve.registry import AdapterInfo
 
 if TYPE_CHECKING:
     from alpaca_ray.serve.engine.torch_engine import TorchEngine  # brings torch

@@ -21,6 +21,8 @@ MODEL_FLAGS: dict[str, Dialect] = {
 }
 
 ALPACA_LORA: dict[str, Any] = {
+    "data_path": ["yahma/alpaca-cleaned"],
+    "output_dir": "./lora-alpaca",
     "load_8bit": True,
     "fp16": True,
     "bf16": False,

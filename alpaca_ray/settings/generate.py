@@ -48,7 +48,11 @@ class GenerateSettings(Settings):
         None, "Client actors that share max_in_flight. By default one for each 64 in flight.", group="teacher", ge=1
     )
     request_timeout: float = setting(
-        300.0, "Seconds that one attempt may take.", group="teacher", gt=0, allow_inf_nan=False
+        300.0,
+        "Seconds that one attempt may take. A teacher that the run starts itself is waited for as long as it takes.",
+        group="teacher",
+        gt=0,
+        allow_inf_nan=False,
     )
     max_retries: int = setting(
         8,

@@ -16,24 +16,39 @@ from alpaca_ray.settings.base import Settings, setting
 Dtype = Literal["auto", "bfloat16", "float32"]
 
 
-class ServeArgs(BaseModel):
-    """What an application serves, and how. In a Serve YAML file these stand under ``args``."""
+class _ModelSettings(BaseModel):
+    """What the command line and the YAML files have in common."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
-    base_model: str = Field(default=EMBEDDED, description="Hub id, path, or `embedded`; requests give this name.")
+    base_model: str = setting(
+        EMBEDDED,
+        "Base model: hub id, path, or `embedded`; requests give this name.",
+        group="model",
+        aliases=("model",),
+    )
+    load_8bit: bool = setting(False, "Quantise the base model to 8 bits.", group="model")
+    prompt_template: str | None = setting(
+        None, "Prompt template for chat, by name or JSON file, where an adapter's folder brings none.", group="model"
+    )
+    dtype: Dtype = setting(
+        "auto", "Data type of the base model; `auto`: the checkpoint's, or what computes fastest.", group="model"
+    )
+    max_batch_size: int = setting(16, "Answers that are generated at once.", group="engine", ge=1, le=1024)
+    max_model_len: int | None = setting(None, "Tokens of prompt and answer together.", group="engine", ge=2)
+    max_loaded_adapters: int = setting(8, "Adapters that a replica keeps in memory.", group="engine", ge=1)
+    threads: int | None = setting(
+        None, "CPU threads of a replica; none: the machine's cores, shared among the replicas.", group="engine", ge=1
+    )
+
+
+class ServeArgs(_ModelSettings):
+    """What an application serves, and how. In a Serve YAML file these stand under ``args``."""
+
     adapters: str | None = Field(
         default=None,
         description="Folder of an adapter, or of adapter folders; if it is missing, the base alone.",
     )
-    prompt_template: str | None = Field(
-        default=None, description="Template for chat, by name or JSON file, where an adapter's folder brings none."
-    )
-    dtype: Dtype = Field(default="auto", description="`auto`: the checkpoint's, or what the machine computes fastest.")
-    load_8bit: bool = Field(default=False, description="Quantise the base model to 8 bits.")
-    max_batch_size: int = Field(default=16, ge=1, le=1024, description="Answers that are generated at once.")
-    max_model_len: int | None = Field(default=None, ge=2, description="Tokens of prompt and answer together.")
-    max_loaded_adapters: int = Field(default=8, ge=1, description="Adapters that a replica keeps in memory.")
     max_ongoing_requests: int = Field(
         default=1024,
         ge=1,
@@ -43,9 +58,6 @@ class ServeArgs(BaseModel):
     num_cpus: float = Field(default=1.0, ge=0, description="CPUs that Ray reserves for each copy.")
     num_gpus: float | Literal["auto"] = Field(
         default="auto", description="GPUs of each copy; `auto` is 1 where the cluster has or can start any."
-    )
-    threads: int | None = Field(
-        default=None, ge=1, description="CPU threads of each copy; None shares the machine's cores among the copies."
     )
 
     @classmethod
@@ -63,30 +75,20 @@ class ServeArgs(BaseModel):
             raise SettingsError(_explain(cls, error)) from None
 
 
-class ServeSettings(Settings):
-    """Flags of ``jobs/serve.py``; the first group is Alpaca-LoRA's."""
+class ServeSettings(_ModelSettings, Settings):
+    """Flags of ``jobs/serve.py``, Alpaca-LoRA's among them."""
 
-    base_model: str = setting(EMBEDDED, "Base model: hub id, path, or `embedded`.", group="model", aliases=("model",))
     lora_weights: str | None = setting(
         None,
         "LoRA adapter, or folder of adapters, served beside the base model.",
         group="model",
         aliases=("adapters",),
     )
-    load_8bit: bool = setting(False, "Quantise the base model to 8 bits.", group="model")
-    prompt_template: str = setting(
-        "", "Prompt template for chat, by name or JSON file; empty: what each adapter was trained with.", group="model"
-    )
     server_name: str = setting("127.0.0.1", "Address to listen on; 0.0.0.0 for all of the machine's.", group="server")
     server_port: int = setting(8000, "Port to listen on.", group="server", ge=1, le=65535)
     share_gradio: bool = setting(
         False, "Alpaca-LoRA's public link to its web page; this version has no page.", group="server"
     )
-    dtype: Dtype = setting("auto", "Data type of the base model.", group="model")
-    max_batch_size: int = setting(16, "Answers that are generated at once.", group="engine", ge=1, le=1024)
-    max_model_len: int | None = setting(None, "Tokens of prompt and answer together.", group="engine", ge=2)
-    max_loaded_adapters: int = setting(8, "Adapters that are kept in memory.", group="engine", ge=1)
-    threads: int | None = setting(None, "CPU threads of the engine; none: all cores.", group="engine", ge=1)
 
     @pydantic.field_validator("share_gradio")
     @classmethod
@@ -97,17 +99,8 @@ class ServeSettings(Settings):
 
     def to_args(self) -> ServeArgs:
         """Return what the application is built from."""
-        return ServeArgs(
-            base_model=self.base_model,
-            adapters=self.lora_weights,
-            prompt_template=self.prompt_template or None,
-            dtype=self.dtype,
-            load_8bit=self.load_8bit,
-            max_batch_size=self.max_batch_size,
-            max_model_len=self.max_model_len,
-            max_loaded_adapters=self.max_loaded_adapters,
-            threads=self.threads,
-        )
+        common = {name: getattr(self, name) for name in _ModelSettings.model_fields}
+        return ServeArgs(adapters=self.lora_weights, **common)
 
 
 def _explain(cls: type[BaseModel], error: pydantic.ValidationError) -> str:

@@ -57,13 +57,18 @@ class TrainSettings(Settings):
         512, "Tokens a sample may have; longer ones are cut on the right.", group="data", aliases=("cutoff_len",), ge=8
     )
     prompt_template: str = setting(
-        "alpaca",
-        "stanford, alpaca, alpaca_short, or a JSON file in Alpaca-LoRA's form.",
+        "stanford",
+        "stanford, alpaca (Alpaca-LoRA's, its dialect's default), alpaca_short, or a JSON file in Alpaca-LoRA's form.",
         group="data",
         aliases=("prompt_template_name",),
     )
     train_on_inputs: bool = setting(False, "Learn the prompt's tokens too, not only the response.", group="data")
-    add_eos_token: bool = setting(True, "End each sample that was not cut with the end token.", group="data")
+    add_eos_token: bool = setting(
+        True,
+        "End each sample that was not cut with the end token. Without effect in Alpaca-LoRA's dialect: its trainer "
+        "ends them in any case.",
+        group="data",
+    )
     group_by_length: bool = setting(False, "Put samples of like length into one batch.", group="data")
     packing: bool = setting(
         True, "Lay a batch's samples end to end in one row instead of padding them. Same loss, less work.", group="data"
@@ -113,7 +118,11 @@ class TrainSettings(Settings):
         ["none"], "Trackers: tensorboard, wandb, mlflow, trackio, ... (from worker 0).", group="logging"
     )
     run_name: str | None = setting(None, "The run's name in a tracker.", group="logging", aliases=("wandb_run_name",))
-    wandb_project: str | None = setting(None, "Weights & Biases project; turns that tracker on.", group="logging")
+    wandb_project: str | None = setting(
+        None,
+        "Weights & Biases project; turns that tracker on, as $WANDB_PROJECT does in Alpaca-LoRA's dialect.",
+        group="logging",
+    )
     wandb_watch: str | None = setting(None, "false, gradients or all.", group="logging")
     wandb_log_model: str | None = setting(None, "false or true.", group="logging")
 
@@ -186,6 +195,22 @@ class TrainSettings(Settings):
         if asked:
             return "lora", f"--{asked[0]} stands beside --model_name_or_path"
         return "full", "the default of the Stanford dialect"
+
+    @property
+    def ends_samples(self) -> bool:
+        """Whether samples that were not cut end with the end token.
+
+        In Alpaca-LoRA's ``finetune.py`` the flag reaches only the prompt that is tokenised to be masked, and is taken
+        back there; the whole sample gets the end token whatever it says.
+        """
+        return self.add_eos_token or self.spoken == "Alpaca-LoRA"
+
+    @field_validator("wandb_watch", "wandb_log_model", mode="before")
+    @classmethod
+    def _as_wandb_writes_it(cls, value: Any) -> Any:
+        """Turn what YAML and the command line make of a boolean into wandb's own words."""
+        words = {"no": "false", "yes": "true", "false": "false", "true": "true"}
+        return words.get(value.strip().lower(), value) if isinstance(value, str) else value
 
     @field_validator("lora_target_modules", "report_to", "data_path", mode="after")
     @classmethod

@@ -48,6 +48,7 @@ def translate(settings: TrainSettings, plan: Plan, output_dir: str, *, has_valid
         "use_cpu": not plan.use_gpu,
         "dataloader_pin_memory": plan.use_gpu,
         "logging_steps": settings.logging_steps,
+        "logging_first_step": settings.spoken == "ours",  # so that a short run shows a loss, too
         "logging_nan_inf_filter": False,
         "eval_strategy": strategy,
         "eval_steps": settings.eval_steps,

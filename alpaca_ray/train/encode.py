@@ -33,6 +33,7 @@ def encode(
     max_length: int,
     train_on_inputs: bool = False,
     add_eos: bool = True,
+    may_be_empty: bool = False,
 ) -> list[Sample]:
     """Encode records in their order.
 
@@ -43,16 +44,18 @@ def encode(
         max_length: tokens a sample may have; the rest is cut on the right.
         train_on_inputs: learn the prompt too.
         add_eos: end each sample that was not cut with the end token.
+        may_be_empty: accept that no sample has a token to learn (held-out records).
 
     Raises:
-        DataError: a chat record where the tokenizer has no chat template, or no sample with a token to learn.
+        DataError: a chat record where the tokenizer has no chat template, or whose template refuses it, or no sample
+            with a token to learn.
     """
     samples: list[Sample] = []
     for start in range(0, len(records), _CHUNK):  # a batch keeps fast tokenizers busy on every core
         samples += _encode_chunk(
             records[start : start + _CHUNK], tokenizer, template, max_length, train_on_inputs, add_eos
         )
-    if not any(has_labels(sample) for sample in samples):
+    if not may_be_empty and not any(has_labels(sample) for sample in samples):
         raise DataError(
             f"no record has a response token within --model_max_length {max_length}: every prompt is longer than that"
         )
@@ -116,13 +119,13 @@ def encode_chat(record: Record, tokenizer: Any, *, max_length: int, train_on_inp
     """Encode a chat with the tokenizer's own template; labels on the assistant's turns and their end tokens only.
 
     Raises:
-        DataError: the tokenizer has no chat template, or one that rewrites earlier turns.
+        DataError: the tokenizer has no chat template, or one that refuses the chat or rewrites earlier turns.
     """
     name = f"record {record.get('id')!r}"
     if not getattr(tokenizer, "chat_template", None):
         raise DataError(f"{name} is a chat, and this model's tokenizer has no chat template: use instruction records")
     messages = record["messages"]
-    full = tokenizer.apply_chat_template(messages, tokenize=False)
+    full = _apply(tokenizer, messages, name)
     ids: list[int] = []
     labels: list[int] = []
     position = 0
@@ -137,11 +140,20 @@ def encode_chat(record: Record, tokenizer: Any, *, max_length: int, train_on_inp
     for number, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
-        before = tokenizer.apply_chat_template(messages[:number], tokenize=False, add_generation_prompt=True)
-        after = tokenizer.apply_chat_template(messages[: number + 1], tokenize=False)
+        before = _apply(tokenizer, messages[:number], name, add_generation_prompt=True)
+        after = _apply(tokenizer, messages[: number + 1], name)
         if not (full.startswith(before) and full.startswith(after)):
             raise DataError(f"{name}: the tokenizer's chat template rewrites earlier turns; only single turns work")
         add(len(before), learn=False)
         add(len(after), learn=True)
     add(len(full), learn=False)
     return {"input_ids": ids[:max_length], "labels": labels[:max_length]}
+
+
+def _apply(tokenizer: Any, messages: list[dict[str, Any]], name: str, **options: Any) -> str:
+    from jinja2 import TemplateError
+
+    try:
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, **options))
+    except TemplateError as error:  # a template's own raise_exception, too
+        raise DataError(f"{name}: the tokenizer's chat template refuses it: {error}") from error

@@ -13,10 +13,11 @@ import torch
 import torch.distributed as dist
 
 from alpaca_ray.errors import AlpacaRayError, OutputError, SettingsError, TrainingError
+from alpaca_ray.machine import cores
 from alpaca_ray.prompts import PromptTemplate
 from alpaca_ray.quiet import quiet_libraries
 from alpaca_ray.settings.train import TrainSettings
-from alpaca_ray.train import progress, publish
+from alpaca_ray.train import claim, progress, publish
 from alpaca_ray.train.plan import Plan
 
 
@@ -27,13 +28,17 @@ class Job:
     settings: TrainSettings
     plan: Plan
     template: PromptTemplate
+    template_used: bool  # whether any record to learn is no chat
     arguments: dict[str, Any]
     output_dir: str
-    claim: str  # name of a file in output_dir that every worker must see
+    token: str  # name of a file in output_dir that every worker must see
     restart_from: str | None
     records: Any  # ObjectRef of (training records, held-out records)
     model_source: str  # the model's name, or its absolute path: a worker has another working directory
     times: dict[str, float]  # wall-clock seconds at which each stage of the start was reached
+
+
+_WITHOUT_VALIDATION = {"eval_strategy": "no", "load_best_model_at_end": False, "metric_for_best_model": None}
 
 
 def run_worker(config: dict[str, Any]) -> dict[str, Any]:
@@ -54,8 +59,12 @@ def run_worker(config: dict[str, Any]) -> dict[str, Any]:
     first = _first_error(error)
     if first is not None or built is None:
         return {"error": first}
+    trainer, extras = built
+    if trainer.args.process_index == 0:  # from here on the run is under way, and replaces what the folder held
+        claim.settle(Path(job.output_dir))
+        progress.rewind(Path(job.output_dir), extras["step"] if extras["resume"] else -1)
     try:
-        return _train(job, *built)
+        return _train(job, trainer, extras)
     except TrainingError as caught:  # raised on every worker alike; starting anew would end the same way
         return {"error": caught}
 
@@ -67,7 +76,7 @@ def _build(job: Job) -> tuple[Any, dict[str, Any]]:
 
     from alpaca_ray.train.callbacks import Reporter
     from alpaca_ray.train.collate import collator, packing_of
-    from alpaca_ray.train.encode import encode
+    from alpaca_ray.train.encode import encode, has_labels
     from alpaca_ray.train.model import (
         adapted_layers,
         build_model,
@@ -81,14 +90,14 @@ def _build(job: Job) -> tuple[Any, dict[str, Any]]:
     settings, plan = job.settings, job.plan
     times = {**job.times, "worker": time.time()}
     output = Path(job.output_dir)
-    if not (output / job.claim).is_file():
+    if not (output / job.token).is_file():
         raise OutputError(
             f"--output_dir {output} is not the same folder on every node: give one on storage that the nodes share"
         )
     context = ray.train.get_context()
-    threads = settings.threads or settings.cpus_per_worker or _cores() // context.get_local_world_size()
+    threads = settings.threads or settings.cpus_per_worker or cores() // context.get_local_world_size()
     torch.set_num_threads(max(1, threads))
-    for name, value in {"PROJECT": settings.wandb_project, "WATCH": settings.wandb_watch}.items():
+    for name, value in {"PROJECT": plan.wandb_project, "WATCH": settings.wandb_watch}.items():
         if value:
             os.environ[f"WANDB_{name}"] = value
     if settings.wandb_log_model:
@@ -99,10 +108,10 @@ def _build(job: Job) -> tuple[Any, dict[str, Any]]:
     encoding: dict[str, Any] = {
         "max_length": settings.model_max_length,
         "train_on_inputs": settings.train_on_inputs,
-        "add_eos": settings.add_eos_token,
+        "add_eos": settings.ends_samples,
     }
     samples = encode(training, tokenizer, job.template, **encoding)
-    heldout_samples = encode(heldout, tokenizer, job.template, **encoding) if heldout else []
+    heldout_samples = encode(heldout, tokenizer, job.template, may_be_empty=True, **encoding)
 
     torch.manual_seed(settings.seed)  # every worker must start its adapter from the same random weights
     model = build_model(settings, plan, tokenizer, job.model_source, local_rank=context.get_local_rank())
@@ -119,23 +128,24 @@ def _build(job: Job) -> tuple[Any, dict[str, Any]]:
             raise SettingsError(f"--resume_from_checkpoint {resume}: holds no {publish.STATE_FILE}")
         load_adapter_weights(model, resume)
         resume = None
-    step = _step_of(resume)
-    has_validation = bool(heldout_samples)
+    has_validation = any(has_labels(sample) for sample in heldout_samples)
+    # Without a response token in any held-out record there is no validation loss, which the driver could not know.
+    without: dict[str, Any] = {} if has_validation or not heldout else dict(_WITHOUT_VALIDATION)
+    if without and job.arguments["save_strategy"] == "best":
+        without["save_strategy"] = "no"
     known = [row for row in progress.read_metrics(output) if row.get("step") == 0 and "eval_loss" in row]
     try:
         arguments = TrainingArguments(
-            **{**job.arguments, "eval_on_start": has_validation and not (resume is not None and known)}
+            **{**job.arguments, **without, "eval_on_start": has_validation and not (resume is not None and known)}
         )
     except (ValueError, TypeError, KeyError, ImportError) as error:
         raise SettingsError(f"TrainingArguments refuses a value: {error}") from error
-    if context.get_world_rank() == 0 and resume is not None:
-        progress.rewind(output, step)
     reporter = Reporter(output)
     trainer = AlpacaTrainer(
         model=model,
         args=arguments,
         samples=samples,
-        heldout=heldout_samples,
+        heldout=heldout_samples if has_validation else [],
         collate=collator(packing, pad_id=pad_id, side="left" if side == "left" else "right"),
         tokenizer=tokenizer,
         callbacks=[reporter],
@@ -146,6 +156,8 @@ def _build(job: Job) -> tuple[Any, dict[str, Any]]:
     return trainer, {
         "times": times,
         "resume": resume,
+        "step": _step_of(resume),
+        "validates": has_validation,
         "reporter": reporter,
         "packing": packing,
         "parameters": total,
@@ -172,6 +184,7 @@ def _train(job: Job, trainer: Any, extras: dict[str, Any]) -> dict[str, Any]:
         "validation_loss_before": first["eval_loss"] if first and first["step"] == 0 else None,
         "validation_loss_after": reporter.last_validation_loss,
         "best_checkpoint": trainer.state.best_model_checkpoint,
+        "validated": extras["validates"],
         "packing": extras["packing"],
         "parameters": extras["parameters"],
         "trainable_parameters": extras["trainable"],
@@ -196,7 +209,8 @@ def _save(job: Job, trainer: Any, output: Path) -> None:
         trainer.save_model(str(staging))
         for name in ("training_args.bin", "README.md"):  # the settings stand in readable form beside the model
             (staging / name).unlink(missing_ok=True)
-        (staging / publish.TEMPLATE_FILE).write_text(job.template.to_json(), encoding="utf-8")
+        if job.template_used:  # a model that only saw chats is served with its chat template
+            (staging / publish.TEMPLATE_FILE).write_text(job.template.to_json(), encoding="utf-8")
     _barrier()
 
 
@@ -223,7 +237,3 @@ def _step_of(checkpoint: Path | None) -> int:
         return int(TrainerState.load_from_json(str(checkpoint / publish.STATE_FILE)).global_step)
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise TrainingError(f"{checkpoint / publish.STATE_FILE}: cannot be read: {error}") from error
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

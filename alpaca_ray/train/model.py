@@ -15,7 +15,8 @@ ALL_LINEAR = "all-linear"
 
 # What Stanford's trainer gives a tokenizer that lacks them.
 _STANFORD_TOKENS = {"pad_token": "[PAD]", "eos_token": "</s>", "bos_token": "<s>", "unk_token": "<unk>"}
-_ADAPTER_FILES = ("adapter_model.safetensors",)
+# PEFT's own, PEFT's older one, and what Alpaca-LoRA reads of a checkpoint folder.
+ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin", "pytorch_model.bin")
 
 
 def build_tokenizer(settings: TrainSettings, source: str) -> Any:
@@ -99,21 +100,39 @@ def load_adapter_weights(model: Any, folder: Path) -> None:
         SettingsError: the folder holds none, or the weights are of another adapter.
     """
     from peft import set_peft_model_state_dict
-    from safetensors.torch import load_file
 
-    file = next((folder / name for name in _ADAPTER_FILES if (folder / name).is_file()), None)
+    file = next((folder / name for name in ADAPTER_FILES if (folder / name).is_file()), None)
     if file is None:
         raise SettingsError(
-            f"--resume_from_checkpoint {folder}: holds neither trainer_state.json nor {_ADAPTER_FILES[0]}"
+            f"--resume_from_checkpoint {folder}: holds neither trainer_state.json nor {ADAPTER_FILES[0]}"
         )
     try:
-        result = set_peft_model_state_dict(model, load_file(file))
+        result = set_peft_model_state_dict(model, _read_weights(file))
     except RuntimeError as error:
         raise SettingsError(f"--resume_from_checkpoint {file}: does not fit this adapter: {error}") from error
     if result.unexpected_keys:
         raise SettingsError(
             f"--resume_from_checkpoint {file}: holds {result.unexpected_keys[0]}, which this adapter does not have"
         )
+
+
+def _read_weights(file: Path) -> dict[str, Any]:
+    import pickle
+
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        if file.suffix == ".safetensors":
+            return load_file(file)
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise SettingsError(f"--resume_from_checkpoint {file}: cannot be read as weights: {reason}") from error
+    if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
+        raise SettingsError(f"--resume_from_checkpoint {file}: holds no weights by name")
+    return content
 
 
 def parameter_counts(model: Any) -> tuple[int, int]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -27,6 +29,7 @@ class Plan:
     fsdp: bool
     cpus_per_worker: int
     trackers: list[str]
+    wandb_project: str | None
     warnings: list[str] = field(default_factory=list)
 
     @property
@@ -60,8 +63,6 @@ def make_plan(settings: TrainSettings, *, has_gpus: bool) -> Plan:
     use_gpu = has_gpus if settings.use_gpu == "auto" else bool(settings.use_gpu)
     warnings: list[str] = []
     precision = _precision(settings, use_gpu, warnings)
-    if mode == "full" and (settings.load_8bit or settings.load_4bit):
-        raise SettingsError("quantised weights cannot be trained in full: leave --full or the bit flag out")
     tf32 = settings.tf32
     if tf32 is not None and not use_gpu:
         if tf32:
@@ -75,6 +76,7 @@ def make_plan(settings: TrainSettings, *, has_gpus: bool) -> Plan:
     for name in sorted(settings.training_arguments.keys() & RETIRED):
         warnings.append(f"--{name} has no effect: TrainingArguments no longer has it")
     micro, accumulation = split_batch(settings)
+    trackers, project = _trackers(settings, warnings)
     return Plan(
         mode=mode,
         why_mode=why,
@@ -86,7 +88,8 @@ def make_plan(settings: TrainSettings, *, has_gpus: bool) -> Plan:
         accumulation=accumulation,
         fsdp=fsdp,
         cpus_per_worker=settings.cpus_per_worker or 1,
-        trackers=_trackers(settings),
+        trackers=trackers,
+        wandb_project=project,
         warnings=warnings,
     )
 
@@ -135,8 +138,15 @@ def _precision(settings: TrainSettings, use_gpu: bool, warnings: list[str]) -> P
     return "bf16"
 
 
-def _trackers(settings: TrainSettings) -> list[str]:
+def _trackers(settings: TrainSettings, warnings: list[str]) -> tuple[list[str], str | None]:
+    """Return the trackers, and the project of the one that needs it."""
     trackers = [name for name in settings.report_to if name != "none"]
-    if settings.wandb_project and "wandb" not in trackers:
+    project = settings.wandb_project
+    if not project and settings.spoken == "Alpaca-LoRA" and not settings.was_given("report_to"):
+        project = os.environ.get("WANDB_PROJECT") or None  # which turns wandb on there, as in finetune.py
+        if project and importlib.util.find_spec("wandb") is None:
+            warnings.append(f"WANDB_PROJECT={project} has no effect: the package wandb is not installed")
+            project = None
+    if project and "wandb" not in trackers:
         trackers.append("wandb")
-    return trackers
+    return trackers, project

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -33,7 +34,12 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def rewind(folder: Path, step: int) -> list[dict[str, Any]]:
-    """Drop the rows after ``step``, which a run resumed there will write again, and return the others."""
+    """Drop the rows after ``step``, which a run that starts there will write again, and return the others.
+
+    Also drops a last line that a crash cut off: the next row would be glued to it.
+    """
+    if not (folder / METRICS_FILE).exists():
+        return []
     rows = [row for row in read_metrics(folder) if row.get("step", 0) <= step]
     write_atomic(folder / METRICS_FILE, "".join(json.dumps(row) + "\n" for row in rows))
     return rows
@@ -68,20 +74,22 @@ def format_row(row: Row) -> str:
 def follow(folder: Path, show: Callable[[str], None]) -> Iterator[None]:
     """Show each row that workers append while the block runs: one clean line each, without Ray's worker prefixes."""
     path = folder / METRICS_FILE
-    position = path.stat().st_size if path.is_file() else 0
+    seen = path.read_bytes() if path.is_file() else b""
+    inode = path.stat().st_ino if path.is_file() else None
     done = threading.Event()
 
     def poll() -> None:
-        nonlocal position
+        nonlocal seen, inode
         if not path.is_file():
             return
-        if path.stat().st_size < position:  # rewound by a resume
-            position = path.stat().st_size
         with path.open("rb") as handle:
-            handle.seek(position)
+            found = os.fstat(handle.fileno()).st_ino
+            if found != inode:  # rewound, which keeps the first rows and replaces the file
+                seen, inode = _common_rows(seen, handle.read()), found
+            handle.seek(len(seen))
             fresh = handle.read()
         whole = fresh[: fresh.rfind(b"\n") + 1]
-        position += len(whole)
+        seen += whole
         for line in whole.splitlines():
             show(format_row(json.loads(line)))
 
@@ -97,3 +105,13 @@ def follow(folder: Path, show: Callable[[str], None]) -> Iterator[None]:
         done.set()
         thread.join()
         poll()
+
+
+def _common_rows(before: bytes, after: bytes) -> bytes:
+    """Return the rows with which both contents begin."""
+    common = b""
+    for old, new in zip(before.splitlines(keepends=True), after.splitlines(keepends=True), strict=False):
+        if old != new:
+            break
+        common += old
+    return common

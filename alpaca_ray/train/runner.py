@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import ray
-import yaml
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.config import LoggingConfig
@@ -18,16 +17,15 @@ from ray.train.v2.api.config import LoggingConfig
 from alpaca_ray import cluster, manifest, models, storage
 from alpaca_ray.console import say, show_settings
 from alpaca_ray.errors import AlpacaRayError, SettingsError, find_cause
-from alpaca_ray.prompts import PromptTemplate, load_template
+from alpaca_ray.prompts import load_template
 from alpaca_ray.records import Record, source_path, write_json
 from alpaca_ray.report.plots import save_loss_curve
 from alpaca_ray.settings.train import TrainSettings
-from alpaca_ray.train import arguments, data, progress, publish
+from alpaca_ray.train import arguments, claim, data, progress, publish, saved
+from alpaca_ray.train import identity as run_identity
 from alpaca_ray.train.loop import Job, run_worker
+from alpaca_ray.train.model import ADAPTER_FILES
 from alpaca_ray.train.plan import Plan, make_plan
-
-# Settings that say how this one command was run, not what it trained.
-_NOT_SAVED = {"resume", "overwrite", "dry_run", "resume_from_checkpoint"}
 
 
 def train(settings: TrainSettings) -> dict[str, Any] | None:
@@ -56,31 +54,54 @@ def train(settings: TrainSettings) -> dict[str, Any] | None:
         say(line)
     say(f"records: {len(training)} to learn, {len(heldout)} held out")
     output = storage.resolve_output(settings.output_dir, several_nodes=cluster.node_count() > 1)
+    if settings.overwrite and restart_from and restart_from.is_relative_to(output.resolve()):
+        raise SettingsError(
+            f"--resume_from_checkpoint {restart_from} lies in --output_dir, which --overwrite clears: give --resume, "
+            "or another folder"
+        )
+    # A worker has another working directory.
+    cache_dir = str(Path(settings.cache_dir).expanduser().absolute()) if settings.cache_dir else None
     translated = arguments.translate(settings, plan, str(output), has_validation=bool(heldout))
     if settings.dry_run:
-        say(yaml.safe_dump(_saved(settings), sort_keys=False, allow_unicode=True).rstrip())
+        say(saved.resolved_yaml(settings))
         say(f"dry run: nothing was loaded or written; output would go to {storage.location(output)}")
         return None
     if _needs_library_check(settings):
         arguments.check(translated)
     if settings.model_name != models.EMBEDDED and not Path(settings.model_name).expanduser().is_dir():
-        models.load_config(settings.model_name, flag=settings.model_flag)  # a hub id that nobody can reach
+        # A hub id that nobody can reach.
+        models.load_config(settings.model_name, flag=settings.model_flag, cache_dir=cache_dir)
     bundle = _bundle(plan)
     cluster.check_fits([bundle] * plan.workers, f"training with {plan.workers} workers")
 
-    existed = output.is_dir()
-    publish.claim(output, resume=settings.resume, overwrite=settings.overwrite)
-    if settings.resume or restart_from:
-        newest = publish.newest_checkpoint(output) or restart_from
-        say(f"Restarting from {newest}" if newest else f"no checkpoint in {output} yet: starting from the beginning")
-    job = _prepare(settings, plan, template, translated, output, restart_from, (training, heldout), times)
-    try:
+    job = Job(
+        settings=settings.model_copy(update={"cache_dir": cache_dir}),
+        plan=plan,
+        template=template,
+        template_used=any(not record.get("messages") for record in training),
+        arguments=translated,
+        output_dir=str(output),
+        token=f"{publish.RAY_FOLDER}/claim-{uuid.uuid4().hex}",
+        restart_from=str(restart_from) if restart_from else None,
+        records=ray.put((training, heldout)),
+        model_source=_model_source(settings.model_name),
+        times=times,
+    )
+    identity = run_identity.identity(settings, plan, template, (training, heldout), job.model_source)
+
+    def examine() -> None:
+        if settings.resume:
+            run_identity.check_same_run(output, identity, heldout)
+
+    with claim.claimed(output, resume=settings.resume, overwrite=settings.overwrite, examine=examine):
+        if settings.resume or restart_from:
+            newest = publish.newest_checkpoint(output) or restart_from
+            none_yet = f"no checkpoint in {output} yet: starting from the beginning"
+            say(f"Restarting from {newest}" if newest else none_yet)
+        _prepare(job, output, identity, heldout)
         with progress.follow(output, say):
             result = _run(job, bundle)
-    except BaseException:
-        _clean(output, existed=existed)
-        raise
-    return _finish(job, result, output)
+        return _finish(job, result, output)
 
 
 def _run(job: Job, bundle: dict[str, float]) -> dict[str, Any]:
@@ -116,38 +137,15 @@ def _run(job: Job, bundle: dict[str, float]) -> dict[str, Any]:
     return dict(values)
 
 
-def _prepare(
-    settings: TrainSettings,
-    plan: Plan,
-    template: PromptTemplate,
-    translated: dict[str, Any],
-    output: Path,
-    restart_from: Path | None,
-    records: tuple[list[Record], list[Record]],
-    times: dict[str, float],
-) -> Job:
-    """Write what the run needs into its folder, and return the workers' job."""
+def _prepare(job: Job, output: Path, identity: dict[str, Any], heldout: list[Record]) -> None:
+    """Write what the run needs into its folder."""
     ray_folder = output / publish.RAY_FOLDER
     shutil.rmtree(ray_folder, ignore_errors=True)  # Ray Train's own bookkeeping of an earlier attempt; ours resumes
     ray_folder.mkdir()
-    claim = f"{publish.RAY_FOLDER}/claim-{uuid.uuid4().hex}"
-    (output / claim).touch()
-    storage.write_atomic(
-        output / publish.SETTINGS_FILE, yaml.safe_dump(_saved(settings), sort_keys=False, allow_unicode=True)
-    )
-    storage.write_atomic(output / data.HELDOUT_FILE, write_json([record["id"] for record in records[1]]))
-    return Job(
-        settings=settings,
-        plan=plan,
-        template=template,
-        arguments=translated,
-        output_dir=str(output),
-        claim=claim,
-        restart_from=str(restart_from) if restart_from else None,
-        records=ray.put(records),
-        model_source=_model_source(settings.model_name),
-        times=times,
-    )
+    (output / job.token).touch()
+    storage.write_atomic(output / publish.SETTINGS_FILE, saved.given_yaml(job.settings))
+    storage.write_atomic(output / data.HELDOUT_FILE, write_json([record["id"] for record in heldout]))
+    run_identity.write(output, identity)
 
 
 def _finish(job: Job, result: dict[str, Any], output: Path) -> dict[str, Any]:
@@ -158,11 +156,11 @@ def _finish(job: Job, result: dict[str, Any], output: Path) -> dict[str, Any]:
     content = manifest.write_manifest(
         output,
         "train",
-        settings=_saved(settings),
+        settings=settings.to_dict(),
         inputs=[source_path(source) for source in settings.data_path],
         outputs=[weights],
         seed=settings.seed,
-        prompt_template=settings.prompt_template,
+        prompt_template=settings.prompt_template if job.template_used else None,
         base_model=settings.model_name,
         mode=plan.mode,
         precision=plan.precision,
@@ -171,6 +169,11 @@ def _finish(job: Job, result: dict[str, Any], output: Path) -> dict[str, Any]:
         **result,
     )
     before, after = result["validation_loss_before"], result["validation_loss_after"]
+    if job.settings.val_set_size and not result["validated"]:
+        say(
+            f"warning: no held-out record has a response token within --model_max_length {settings.model_max_length}: "
+            "no validation loss was taken"
+        )
     if before is not None and after is not None:
         say(f"validation loss: {before:.4f} before, {after:.4f} after {result['steps']} steps")
     share = result["trainable_parameters"] / max(1, result["parameters"])
@@ -186,10 +189,10 @@ def _restart_point(settings: TrainSettings) -> Path | None:
     path = Path(settings.resume_from_checkpoint).expanduser().resolve()
     if not path.is_dir():
         raise SettingsError(f"Checkpoint {settings.resume_from_checkpoint} not found (--resume_from_checkpoint)")
-    if not any((path / name).is_file() for name in (publish.STATE_FILE, "adapter_model.safetensors")):
+    if not any((path / name).is_file() for name in (publish.STATE_FILE, *ADAPTER_FILES)):
         raise SettingsError(
             f"--resume_from_checkpoint {settings.resume_from_checkpoint}: holds neither {publish.STATE_FILE} (a full "
-            "state) nor adapter_model.safetensors (adapter weights)"
+            f"state) nor adapter weights ({', '.join(ADAPTER_FILES)})"
         )
     return path
 
@@ -207,23 +210,3 @@ def _needs_library_check(settings: TrainSettings) -> bool:
 
 def _bundle(plan: Plan) -> dict[str, float]:
     return {"CPU": plan.cpus_per_worker, **({"GPU": 1} if plan.use_gpu else {})}
-
-
-def _saved(settings: TrainSettings) -> dict[str, Any]:
-    """Return the resolved settings as a YAML file that ``--config`` takes back."""
-    values = {name: value for name, value in settings.to_dict().items() if value is not None and value != {}}
-    values.update(values.pop("training_arguments", {}))
-    dropped = set(_NOT_SAVED)
-    if settings.mode[0] == "full":  # beside --model_name_or_path they would ask for LoRA
-        dropped |= {"lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"}
-    return {name: value for name, value in values.items() if name not in dropped}
-
-
-def _clean(output: Path, *, existed: bool) -> None:
-    """After a failure, remove what no resume needs, and the folder where nothing at all came of it."""
-    shutil.rmtree(output / publish.RAY_FOLDER, ignore_errors=True)
-    if not existed and not publish.newest_checkpoint(output) and not progress.read_metrics(output):
-        for name in (publish.SETTINGS_FILE, data.HELDOUT_FILE):
-            (output / name).unlink(missing_ok=True)
-        if not any(output.iterdir()):
-            output.rmdir()

@@ -9,18 +9,23 @@ import string
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import ray
 from rouge_score import rouge_scorer
 
 from alpaca_ray.errors import DataError, GenerationError, OutputError, SettingsError, TeacherError
+from alpaca_ray.generate.fanout import client_placement
 from alpaca_ray.generate.pipeline import generate
+from alpaca_ray.generate.teacher import Teacher
 from alpaca_ray.manifest import file_digest
 from alpaca_ray.records import read_records, read_seed_tasks
 from alpaca_ray.settings.generate import GenerateSettings
+from alpaca_ray.storage import hold_output
 from alpaca_ray.testing.teacher import StandIn, StandInServer, standin
 
 pytestmark = pytest.mark.ray
@@ -324,6 +329,72 @@ def test_a_chat_teacher(teacher: StandInServer, tmp_path: Path) -> None:
     run(tmp_path, teacher, num_instructions_to_generate=5, api="chat")
     assert len(read_json(tmp_path / "regen.json")) == 5
     assert all("messages" in body for body in teacher.seen)
+
+
+def test_clients_with_one_slot_each_finish_a_long_run(ray_cluster: None, tmp_path: Path) -> None:
+    with standin(StandIn.resolve({"tasks": 1})) as server:
+        metrics = run(
+            tmp_path, server, num_instructions_to_generate=1000, max_requests=300, max_in_flight=4, num_clients=4
+        )
+        assert metrics["requests"] == len(server.prompts) == 300
+        assert server.most_at_once <= 4
+
+
+def test_clients_stay_where_the_teachers_address_means_this_machine(ray_cluster: None) -> None:
+    here = ray.get_runtime_context().get_node_id()
+    for teacher in (
+        Teacher("http://127.0.0.1:1/v1", "m", "completions", "KEY"),
+        Teacher("http://localhost:1/v1", "m", "completions", "KEY"),
+        Teacher("http://10.0.0.1:1/v1", "m", "completions", "KEY", local=True),
+    ):
+        assert client_placement(teacher) == {"ray.io/node-id": here}
+    assert client_placement(Teacher("http://10.0.0.1:1/v1", "m", "completions", "KEY")) is None
+
+
+def test_a_folder_that_another_run_holds_is_refused_before_anything_is_asked(
+    teacher: StandInServer, tmp_path: Path
+) -> None:
+    with hold_output(tmp_path), pytest.raises(OutputError, match="another run is at work in it"):
+        run(tmp_path, teacher, num_instructions_to_generate=5)
+    assert sum(teacher.prompts.values()) == 0
+    assert names(tmp_path) == []
+
+
+def test_a_run_that_another_one_overtook_leaves_its_folder_alone(
+    teacher: StandInServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "out"
+
+    def overtake() -> None:
+        monkeypatch.undo()
+        run(folder, teacher, num_instructions_to_generate=5)
+
+    monkeypatch.setattr("alpaca_ray.generate.pipeline.quiet_ray_data", overtake)  # behind the look at the folder
+    with pytest.raises(OutputError, match="another run has written in it meanwhile"):
+        run(folder, teacher, num_instructions_to_generate=9)
+    assert names(folder) == FILES
+    assert len(read_json(folder / "regen.json")) == 5
+
+
+def test_a_teacher_that_the_run_starts_is_waited_for(
+    ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines: list[str] = []
+    started_after: list[str] = []
+    with standin(StandIn.resolve({"latency": 1.0, "models": ["embedded"]})) as server:
+
+        @contextmanager
+        def local_server(args: Any) -> Iterator[str]:
+            started_after.extend(lines)
+            yield server.url
+
+        monkeypatch.setattr("alpaca_ray.serve.local.local_server", local_server)
+        monkeypatch.setattr("alpaca_ray.generate.pipeline.say", lines.append)
+        settings = {"num_instructions_to_generate": 3, "request_timeout": 0.2, "max_retries": 0, "max_in_flight": 4}
+        generate(GenerateSettings.resolve({"output_dir": str(tmp_path), "num_cpus": 1, **settings}))
+    assert len(read_json(tmp_path / "regen.json")) == 3
+    assert read_json(tmp_path / "metrics.json")["errors"] == {}
+    assert any("--config jobs/configs/generate_embedded.yaml" in line for line in started_after)
 
 
 def test_the_job_says_one_line_and_exits_with_2(tmp_path: Path) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import shutil
 import time
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +141,103 @@ def test_clients_that_leave_give_their_places_back(url: str, base: str, headers:
     assert stats["generated"] - before < 12 * 900 / 4
 
 
+def test_adapters_that_come_change_or_do_not_fit(
+    url: str, tiny_llama: Path, adapters: Path, base: str, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    from alpaca_ray.serve.local import local_server
+
+    served = tmp_path / "served"
+    shutil.copytree(adapters / "red", served / "red")
+    (served / "half").mkdir()
+    shutil.copy(adapters / "red" / "adapter_config.json", served / "half")
+    shutil.copytree(adapters / "red", served / "misfit")
+    weights = load_file(served / "misfit" / "adapter_model.safetensors")
+    cut = {name: weight[:, :3].clone() for name, weight in weights.items()}
+    save_file(cut, served / "misfit" / "adapter_model.safetensors")
+    args = ServeArgs(
+        base_model=base, adapters=str(served), dtype="float32", num_cpus=0.5, max_loaded_adapters=1, max_batch_size=4
+    )
+    with local_server(args) as other:
+        sdk = openai.OpenAI(api_key="none", base_url=other, max_retries=0)
+
+        def ask(model: str) -> str:
+            options: dict[str, Any] = {"prompt": "Name a fruit.", "temperature": 0, "max_tokens": 12}
+            return sdk.completions.create(model=model, **options).choices[0].text
+
+        assert [model.id for model in sdk.models.list()] == [base, "misfit", "red"]
+        with pytest.raises(openai.BadRequestError, match="does not fit the base model"):
+            ask("misfit")
+        red = ask("red")
+
+        shutil.copytree(adapters / "blue", served / "blue")
+        while "blue" not in [model.id for model in sdk.models.list()]:
+            time.sleep(0.1)
+        blue = ask("blue")
+        assert len({ask(base), red, blue}) == 3
+        with ThreadPoolExecutor(16) as pool:  # one place for two adapters: they evict each other all the time
+            assert list(pool.map(ask, ["red", "blue"] * 24)) == [red, blue] * 24
+
+        shutil.copy(adapters / "blue" / "adapter_model.safetensors", served / "red")
+        while ask("red") != blue:
+            time.sleep(0.1)
+        shutil.rmtree(served / "blue")
+        while "blue" in [model.id for model in sdk.models.list()]:
+            time.sleep(0.1)
+        with pytest.raises(openai.NotFoundError):
+            ask("blue")
+
+
+def test_an_adapter_that_is_evicted_at_once_still_answers(
+    tiny_llama: Path, adapters: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray import serve
+
+    from alpaca_ray.serve.adapter_folder import read_adapter
+    from alpaca_ray.serve.answers import Answer
+    from alpaca_ray.serve.engine.types import Sampling
+    from alpaca_ray.serve.model_server import ModelServer
+    from alpaca_ray.serve.protocol import Job
+
+    class Forgetful(ModelServer):
+        """Evicts each adapter as early as Serve's multiplexing can: in the event loop's next turn."""
+
+        async def adapter(self, load_id: str) -> Any:
+            lease = await super().adapter(load_id)
+            asyncio.get_running_loop().call_soon(lease.__del__)
+            return lease
+
+    server = Forgetful(ServeArgs(base_model=str(tiny_llama), dtype="float32"), threads=1)
+    wanted: ContextVar[str] = ContextVar("wanted")
+    monkeypatch.setattr(serve, "get_multiplexed_model_id", wanted.get)
+
+    async def ask(name: str) -> str:
+        wanted.set(read_adapter(adapters / name).load_id)
+        job = Job(name, Sampling(max_tokens=8, temperature=0), prompts=("Name a fruit.",))
+        (answer,) = [part async for part in server.answer(job)]
+        assert isinstance(answer, Answer), answer
+        return answer.choices[0].text
+
+    async def run() -> None:
+        texts = await asyncio.gather(*[ask(name) for name in ("red", "blue") * 8])
+        assert len(set(texts)) == 2
+        while (await server.stats())["adapters"]:  # all of them are freed in the end
+            await asyncio.sleep(0.01)
+
+    asyncio.run(run())
+
+
+def test_each_replica_finds_the_embedded_model_for_itself(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from alpaca_ray.serve.app import build_app
+
+    monkeypatch.setenv("ALPACA_RAY_CACHE", str(tmp_path))
+    application = build_app({"base_model": "embedded", "num_gpus": 0})
+    model = application._bound_deployment.init_args[0]
+    assert model._bound_deployment.init_args[0].base_model == "embedded"
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_second_server_shares_the_port_under_a_prefix_of_its_own(url: str, tiny_llama: Path, base: str) -> None:
     from alpaca_ray.serve.local import local_server
 
@@ -151,11 +251,14 @@ def test_a_second_server_shares_the_port_under_a_prefix_of_its_own(url: str, tin
     assert httpx.get(f"{url}/models").status_code == 200
 
 
-def test_wrong_arguments_are_found_before_anything_starts(ray_cluster: None, adapters: Path, tmp_path: Path) -> None:
+def test_wrong_arguments_are_found_before_anything_starts(
+    ray_cluster: None, adapters: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     from alpaca_ray.serve.app import build_app
 
     with pytest.raises(SettingsError, match="unknown key 'adapter'"):
         build_app({"adapter": str(adapters)})
+    assert capsys.readouterr().err == "error: serve args: unknown key 'adapter': did you mean 'adapters'?\n"
     with pytest.raises(ModelError, match="no such folder"):
         build_app({"base_model": f"./{uuid.uuid4()}"})
 

@@ -86,7 +86,7 @@ def test_plain_peft_loads_the_adapter_and_it_gives_the_reported_validation_loss(
     from peft import AutoPeftModelForCausalLM
     from transformers import AutoTokenizer
 
-    from alpaca_ray.prompts import ALPACA_LORA
+    from alpaca_ray.prompts import STANFORD
     from alpaca_ray.train.encode import encode
 
     model = AutoPeftModelForCausalLM.from_pretrained(lora_run).eval()
@@ -94,7 +94,7 @@ def test_plain_peft_loads_the_adapter_and_it_gives_the_reported_validation_loss(
     held = set(json.loads((lora_run / "heldout_ids.json").read_text()))
     records = [record for record in read_records(str(data)) if record["id"] in held]
     total = count = 0.0
-    for sample in encode(records, tokenizer, ALPACA_LORA, max_length=512):
+    for sample in encode(records, tokenizer, STANFORD, max_length=512):
         labels = torch.tensor([sample["labels"]])
         with torch.no_grad():
             loss = model(input_ids=torch.tensor([sample["input_ids"]]), labels=labels).loss
@@ -144,12 +144,18 @@ def test_a_resumed_run_ends_with_the_weights_of_an_undisturbed_one(
     )
 
 
+@pytest.mark.parametrize("kind", ["safetensors", "adapter_model.bin"])
 def test_adapter_weights_alone_are_a_checkpoint_too(
-    lora_run: Path, lora_flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    kind: str, lora_run: Path, lora_flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    import torch
+
     alone = tmp_path / "weights"
     alone.mkdir()
-    shutil.copy(lora_run / "adapter_model.safetensors", alone)
+    if kind == "safetensors":
+        shutil.copy(lora_run / "adapter_model.safetensors", alone)
+    else:
+        torch.save(weights_of(lora_run), alone / kind)
     flags = [*lora_flags, "--max_steps", "1", "--output_dir", tmp_path / "out", "--resume_from_checkpoint", alone]
     content = run(*flags)
     assert f"Restarting from {alone}" in capsys.readouterr().out
@@ -228,6 +234,100 @@ def test_an_error_in_a_worker_comes_out_as_ours_and_leaves_no_folder(
         run("--model", tiny_llama, "--data_path", data, "--output_dir", folder, *flags)
     assert part in str(caught.value)
     assert not folder.exists()
+    folder.mkdir()
+    with pytest.raises(SettingsError):
+        run("--model", tiny_llama, "--data_path", data, "--output_dir", folder, *flags)
+    assert not any(folder.iterdir())
+
+
+def contents(folder: Path) -> dict[str, bytes | None]:
+    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+def test_overwriting_with_what_a_worker_refuses_keeps_the_old_run(
+    lora_run: Path, lora_flags: list[str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "out"
+    shutil.copytree(lora_run, folder)
+    before = contents(folder)
+    with pytest.raises(SettingsError, match="no such layer"):
+        run(*lora_flags, "--output_dir", folder, "--overwrite", "--lora_target_modules", "nothing")
+    assert contents(folder) == before
+    with pytest.raises(OutputError, match="--seed: 42 there, 7 now"):
+        run(*lora_flags, "--output_dir", folder, "--resume", "--seed", "7")
+    assert contents(folder) == before
+    with pytest.raises(SettingsError, match="lies in --output_dir"):
+        run(*lora_flags, "--output_dir", folder, "--overwrite", "--resume_from_checkpoint", folder / "checkpoint-3")
+    assert contents(folder) == before
+
+
+def test_a_restart_without_a_checkpoint_writes_its_metrics_anew(
+    lora_run: Path, lora_flags: list[str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "out"
+    shutil.copytree(lora_run, folder, ignore=shutil.ignore_patterns("checkpoint-*", "*.safetensors", "run.json"))
+    with (folder / "metrics.jsonl").open("a") as handle:
+        handle.write('{"step": 7, "lo')
+    run(*lora_flags, "--output_dir", folder, "--resume", "--max_steps", "2")
+    text = (folder / "metrics.jsonl").read_text()
+    assert [json.loads(line)["step"] for line in text.splitlines()] == [0, 1, 2, 2]
+
+
+def test_what_only_saw_chats_is_published_without_a_prompt_template(tiny_llama: Path, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    base = tmp_path / "base"
+    shutil.copytree(tiny_llama, base)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.chat_template = (
+        "{% for m in messages %}[{{ m.role }}]{{ m.content }}</s>{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+    tokenizer.save_pretrained(base)
+    talk = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi there"}]
+    file = tmp_path / "chats.json"
+    flags = ["--model", base, "--data_path", file, "--max_steps", "1", "--val_set_size", "0", "--threads", "1"]
+    file.write_text(json.dumps([{"messages": talk}] * 4))
+    assert run(*flags, "--output_dir", tmp_path / "chat")["prompt_template"] is None
+    assert (tmp_path / "chat" / "chat_template.jinja").is_file()
+    assert not (tmp_path / "chat" / "prompt_template.json").exists()
+    file.write_text(json.dumps([{"messages": talk}, {"instruction": "Say hi.", "output": "hi"}]))
+    run(*flags, "--output_dir", tmp_path / "mixed")
+    assert (tmp_path / "mixed" / "prompt_template.json").is_file()
+
+
+def test_held_out_records_that_are_all_too_long_only_cost_the_validation_loss(
+    tiny_llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from alpaca_ray.train.data import split
+
+    short = [{"id": f"r{number}", "instruction": "Say hi.", "output": "hi"} for number in range(6)]
+    held = {record["id"] for record in split(short, 2, seed=42)[1]}
+    records = [{**record, "instruction": "word " * 400} if record["id"] in held else record for record in short]
+    file = tmp_path / "data.json"
+    file.write_text(json.dumps(records))
+    flags = ["--model", tiny_llama, "--data_path", file, "--max_steps", "1", "--val_set_size", "2", "--threads", "1"]
+    content = run(*flags, "--save_strategy", "best", "--output_dir", tmp_path / "out", "--model_max_length", "256")
+    assert (content["validation_loss_before"], content["validation_loss_after"]) == (None, None)
+    assert "no validation loss was taken" in capsys.readouterr().out
+
+
+def test_a_relative_cache_folder_means_the_users(
+    tiny_llama: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from alpaca_ray.train import runner
+
+    seen: list[str | None] = []
+
+    def stop(job: Any, bundle: Any) -> dict[str, Any]:
+        seen.append(job.settings.cache_dir)
+        raise OutputError("far enough")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(runner, "_run", stop)
+    with pytest.raises(OutputError, match="far enough"):
+        run("--model", tiny_llama, "--data_path", data, "--cache_dir", "hub", "--output_dir", "out")
+    assert seen == [str(tmp_path / "hub")]
 
 
 def test_a_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -34,7 +34,8 @@ CASES = {
     "a model that is no more": (["--base_model", "decapoda-research/llama-7b-hf"], "huggyllama/llama-7b"),
     "too large a validation set": (["--val_set_size", "5000"], "--val_set_size 5000"),
     "a missing checkpoint": (["--resume_from_checkpoint", "gone"], "Checkpoint gone not found"),
-    "a used folder": (["--output_dir", "used"], "already holds adapter_config.json: give --resume"),
+    "a used folder": (["--output_dir", "used"], "already holds train_settings.yaml: give --resume"),
+    "somebody's model": (["--output_dir", "theirs", "--resume"], "which no run of this program wrote"),
 }
 
 
@@ -45,7 +46,9 @@ def test_bad_input_is_one_line_and_exit_code_2(case: str, tmp_path: Path) -> Non
     (tmp_path / "empty.json").write_text("[]")
     (tmp_path / "void").mkdir()
     (tmp_path / "used").mkdir()
-    (tmp_path / "used" / "adapter_config.json").write_text("{}")
+    (tmp_path / "used" / "train_settings.yaml").write_text("{}")
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "adapter_config.json").write_text("{}")
     before = sorted(tmp_path.rglob("*"))
     flags, message = CASES[case]
     done = run(tmp_path, *flags)

@@ -21,7 +21,8 @@ class AdapterBank:
     """The adapters that are in memory.
 
     ``load``, ``forward`` and ``collect`` change or run the model and belong to the engine's thread; ``acquire``,
-    ``release`` and ``retire`` only count and may be called from anywhere.
+    ``release`` and ``retire`` only count and may be called from anywhere. Whoever has acquired an adapter may use it
+    until the release, whatever is retired meanwhile.
     """
 
     def __init__(self, model: Any) -> None:
@@ -59,18 +60,24 @@ class AdapterBank:
             self._forget(key)
             raise ModelError(f"adapter {folder.name}: does not fit the base model: {problems[0]}")
         self._peft.eval()
-        self._loaded.add(key)
+        with self._lock:
+            self._loaded.add(key)
         return key
 
-    def acquire(self, key: str) -> None:
-        """Count one more request that uses an adapter."""
+    def acquire(self, key: str) -> bool:
+        """Count one more request that uses an adapter; False where it is no longer in memory."""
         with self._lock:
+            if key not in self._loaded:
+                return False
             self._users[key] += 1
+            return True
 
     def release(self, key: str) -> None:
         """Count one request less."""
         with self._lock:
             self._users[key] -= 1
+            if not self._users[key]:
+                del self._users[key]
 
     def retire(self, key: str) -> None:
         """Mark an adapter to be freed as soon as no request uses it."""
@@ -80,12 +87,12 @@ class AdapterBank:
     def collect(self) -> None:
         """Free the retired adapters that no request uses any more."""
         with self._lock:
-            free = [key for key in self._retired if not self._users[key]]
-            self._retired -= set(free)
+            free = {key for key in self._retired if not self._users[key]}
+            self._retired -= free
+            free &= self._loaded
+            self._loaded -= free  # under the lock: from here on nobody can acquire them
         for key in free:
-            if key in self._loaded:
-                self._loaded.discard(key)
-                self._forget(key)
+            self._forget(key)
 
     def forward(self, keys: Sequence[str | None], **inputs: Any) -> Any:
         """Run the model, row i with the adapter ``keys[i]`` or none."""

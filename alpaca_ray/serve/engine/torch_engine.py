@@ -75,7 +75,7 @@ class TorchEngine:
         """Yield an answer's pieces. Leaving the iterator early gives the slot back at the next token.
 
         Raises:
-            EngineError: the forward pass failed, or the engine is closed.
+            EngineError: the forward pass failed, the adapter is not in memory, or the engine is closed.
         """
         loop = asyncio.get_running_loop()
         pieces: asyncio.Queue[Piece | Exception] = asyncio.Queue()
@@ -85,8 +85,8 @@ class TorchEngine:
                 loop.call_soon_threadsafe(pieces.put_nowait, item)
 
         row = Row(request, self.loaded.tokenizer, deliver)
-        if request.adapter:
-            self._runner.bank.acquire(request.adapter)
+        if request.adapter and not self.hold_adapter(request.adapter):
+            raise EngineError("the adapter is no longer in memory")  # it alone fails, not the batch that it would join
         try:
             self._submit(row)
             while True:
@@ -99,8 +99,7 @@ class TorchEngine:
         finally:
             row.cancelled = True
             if request.adapter:
-                self._runner.bank.release(request.adapter)
-                self._notify()
+                self.release_adapter(request.adapter)
 
     async def load_adapter(self, folder: Path) -> str:
         """Load an adapter between two tokens and return the key that requests name it by.
@@ -108,7 +107,24 @@ class TorchEngine:
         Raises:
             ModelError: it does not fit the base model.
         """
-        return await asyncio.wrap_future(self._call(lambda: self._runner.bank.load(folder)))
+        loading = self._call(lambda: self._runner.bank.load(folder))
+        try:
+            return await asyncio.wrap_future(loading)
+        except asyncio.CancelledError:
+            loading.add_done_callback(self._drop)  # it may load all the same, and nobody would ever free it
+            raise
+
+    def hold_adapter(self, key: str) -> bool:
+        """Keep a loaded adapter in memory until ``release_adapter``; False where it no longer is there.
+
+        May be called from any thread.
+        """
+        return self._runner.bank.acquire(key)
+
+    def release_adapter(self, key: str) -> None:
+        """End a ``hold_adapter``. May be called from any thread."""
+        self._runner.bank.release(key)
+        self._notify()
 
     def unload_adapter(self, key: str) -> None:
         """Free an adapter as soon as no request uses it. May be called from any thread, also twice."""
@@ -122,6 +138,10 @@ class TorchEngine:
             self._wake.notify()
         if threading.current_thread() is not self._thread:
             self._thread.join()
+
+    def _drop(self, loading: Future[str]) -> None:
+        if not loading.cancelled() and loading.exception() is None:
+            self.unload_adapter(loading.result())
 
     def _submit(self, row: Row) -> None:
         with self._wake:

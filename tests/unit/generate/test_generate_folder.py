@@ -64,10 +64,20 @@ def test_a_run_killed_before_its_first_line_starts_anew(tmp_path: Path) -> None:
     assert inspect(tmp_path, resume=True, overwrite=False).initial == RECORDS
 
 
-def test_a_folder_of_another_stage_cannot_be_resumed(tmp_path: Path) -> None:
-    (tmp_path / "run.json").write_text("{}")
+def test_a_run_json_without_a_journal_cannot_be_resumed(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text('{"stage": "generate"}')
     with pytest.raises(OutputError, match=r"holds run\.json but no journal\.jsonl"):
         inspect(tmp_path, resume=True, overwrite=False)
+
+
+@pytest.mark.parametrize("flags", [{}, {"resume": True}, {"overwrite": True}])
+@pytest.mark.parametrize(("content", "stage"), [('{"stage": "train"}', "train"), ("{}", "unnamed")])
+def test_another_stages_folder_is_left_alone(tmp_path: Path, flags: dict[str, bool], content: str, stage: str) -> None:
+    regen(tmp_path)
+    (tmp_path / "run.json").write_text(content)
+    with pytest.raises(OutputError, match=rf"run\.json is of another stage \({stage}\)"):
+        inspect(tmp_path, **{"resume": False, "overwrite": False, **flags})
+    assert (tmp_path / "run.json").read_text() == content
 
 
 def test_records_from_before_the_run_must_still_be_there(tmp_path: Path) -> None:

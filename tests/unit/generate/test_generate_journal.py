@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +101,62 @@ def test_a_full_disk_leaves_no_half_line(tmp_path: Path, monkeypatch: pytest.Mon
         journal.append([outcome(1)])
     monkeypatch.undo()
     assert path.read_bytes() == before
+
+
+# Python leaves SIGXFSZ ignored: a write beyond the limit takes a part, and then fails, as on a full disk.
+FULL_DISK = """
+import resource, sys
+from pathlib import Path
+from alpaca_ray.errors import OutputError
+from alpaca_ray.generate.journal import Journal, Outcome
+
+path, size = Path(sys.argv[1]), int(sys.argv[2])
+journal = Journal(path)
+_, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + size // 2, hard))
+for number in (1, 2):
+    try:
+        journal.append([Outcome(number, [], "", "m", "x" * size)])
+    except OutputError as error:
+        print(error)
+resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+if sys.argv[3] == "again":
+    journal.append([Outcome(3, [], "", "m", "y" * size)])
+journal.close()
+"""
+
+
+@pytest.mark.parametrize("size", [300, 3000, 300_000])
+@pytest.mark.parametrize("then", ["close", "again"])
+def test_a_disk_that_really_is_full_leaves_nothing_behind(tmp_path: Path, size: int, then: str) -> None:
+    path = tmp_path / "journal.jsonl"
+    write(path, [outcome(0)])
+    command = [sys.executable, "-c", FULL_DISK, str(path), str(size), then]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("cannot be written: File too large") == 2
+    journal = Journal(path)
+    journal.append([outcome(4)])
+    journal.close()
+    assert [found.request_id for found in read_outcomes(path)] == ([0, 3, 4] if then == "again" else [0, 4])
+
+
+def test_what_could_not_be_cut_off_goes_before_the_next_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "journal.jsonl"
+    write(path, [outcome(0)])
+    journal = Journal(path)
+
+    def fail(*_: Any) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    monkeypatch.setattr(os, "ftruncate", fail)
+    with pytest.raises(OutputError, match="Input/output error"):
+        journal.append([outcome(1)])
+    monkeypatch.undo()
+    journal.append([outcome(2)])
+    journal.close()
+    assert [found.request_id for found in read_outcomes(path)] == [0, 2]
 
 
 def test_an_append_is_synchronised_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import random
 
-from alpaca_ray.generate.account import Pace, Progress, Tally
+from alpaca_ray.generate.account import Pace, Progress, Tally, Waiting
 from alpaca_ray.generate.journal import Outcome
 from alpaca_ray.generate.process import Processor, Step
+from alpaca_ray.generate.run import shown
 from alpaca_ray.novelty.rejected import REASONS
 from alpaca_ray.records import read_seed_tasks
 from alpaca_ray.testing.supply import Faults, answer
@@ -153,3 +154,20 @@ def test_pace_follows_the_measured_yield() -> None:
     for _ in range(1000):
         pace.add(0)
     assert pace.needed(1) > 100, "a yield of nothing must not stop the run before its limit does"
+
+
+def test_a_wait_without_answers_is_told_every_15_seconds() -> None:
+    lines: list[str] = []
+    clock = [0.0]
+    waiting = Waiting(lines.append, clock=lambda: clock[0])
+    for clock[0], new, answers in [(5, 0, 0), (14.9, 0, 0), (15, 0, 0), (29, 0, 0), (30, 0, 0), (44, 1, 1), (58, 0, 1)]:
+        waiting.note(new=new, under_way=8, answers=answers)
+    assert lines == ["waiting: 8 requests under way, 0 answers so far"] * 2
+    clock[0] = 59
+    waiting.note(new=0, under_way=7, answers=1)
+    assert lines[2:] == ["waiting: 7 requests under way, 1 answers so far"]
+
+
+def test_no_rejection_is_told_as_none() -> None:
+    assert shown({}) == "none"
+    assert shown({"too_short": 2, "truncated": 1}) == "too_short 2, truncated 1"

@@ -13,15 +13,23 @@ import pytest
 from fastapi.testclient import TestClient
 
 from alpaca_ray.prompts import STANFORD
+from alpaca_ray.serve.adapter_folder import AdapterInfo
 from alpaca_ray.serve.answers import Part
-from alpaca_ray.serve.api import create_api
+from alpaca_ray.serve.api import Catalogues, create_api
 from alpaca_ray.serve.engine.loading import load_for_generation
 from alpaca_ray.serve.engine.torch_engine import TorchEngine
 from alpaca_ray.serve.protocol import ApiError, Job
-from alpaca_ray.serve.registry import AdapterInfo, build_catalogue, scan
+from alpaca_ray.serve.registry import Catalogue, build_catalogue, scan
 from alpaca_ray.serve.service import ModelService
 
 SCHEMAS = Path(__file__).parents[4] / "shared" / "schemas" / "openai.schema.json"
+
+
+def always(catalogue: Catalogue) -> Catalogues:
+    async def catalogues() -> Catalogue:
+        return catalogue
+
+    return catalogues
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +44,7 @@ def client(tiny_llama: Path, tiny_adapters: Path) -> Iterator[TestClient]:
         async for part in service.answer(job, adapter, keys[adapter.name] if adapter else None):
             yield part
 
-    yield TestClient(create_api(build_catalogue("tiny", scan(tiny_adapters)), backend))
+    yield TestClient(create_api(always(build_catalogue("tiny", scan(tiny_adapters).adapters)), backend))
     engine.close()
 
 
@@ -283,7 +291,7 @@ def test_an_error_after_the_stream_has_begun_is_its_last_event() -> None:
         yield [ChoicePiece(0, "be")]
         raise ApiError("the model broke", status=500)
 
-    client = TestClient(create_api(build_catalogue("tiny", []), backend))
+    client = TestClient(create_api(always(build_catalogue("tiny", [])), backend))
     answer = client.post("/v1/completions", json={"model": "tiny", "prompt": "a", "stream": True})
     assert answer.status_code == 200
     first, last = events(answer.text)

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from alpaca_ray.prompts import ALPACA_LORA, ALPACA_SHORT, STANFORD
+from alpaca_ray.serve.adapter_folder import AdapterInfo
 from alpaca_ray.serve.chat import chat_prompt
 from alpaca_ray.serve.protocol import ApiError
-from alpaca_ray.serve.registry import AdapterInfo
+from alpaca_ray.serve.registry import scan
 
 USER = [{"role": "user", "content": "Name a fruit."}]
 JINJA = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}[assistant]"
@@ -37,6 +38,15 @@ def test_the_adapters_chat_template_comes_before_the_tokenizers(tokenizer: Any) 
     tokenizer.chat_template = "other"
     prompt = chat_prompt(USER, tokenizer, info(chat_template=JINJA), ALPACA_LORA)
     assert tokenizer.decode(prompt) == "[user]Name a fruit.[assistant]"
+
+
+def test_a_folder_that_was_trained_on_chat_is_asked_with_its_chat_template(tokenizer: Any, tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"")
+    (tmp_path / "chat_template.jinja").write_text(JINJA)
+    turns = [*USER, {"role": "assistant", "content": "Pear."}, {"role": "user", "content": "More."}]
+    prompt = chat_prompt(turns, tokenizer, scan(tmp_path).adapters[0], ALPACA_LORA)
+    assert tokenizer.decode(prompt) == "[user]Name a fruit.[assistant]Pear.[user]More.[assistant]"
 
 
 def test_the_given_template_comes_before_the_tokenizers(tokenizer: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -223,6 +224,67 @@ def test_an_adapter_in_use_is_freed_only_after_its_last_answer(engine: TorchEngi
     asyncio.run(run())
 
 
+def test_an_adapter_that_is_held_outlives_its_eviction(engine: TorchEngine, tiny_adapters: Path) -> None:
+    async def run() -> None:
+        key = await engine.load_adapter(tiny_adapters / "red")
+        expected = await text_of(engine, (5, 6), GREEDY, key)
+        assert engine.hold_adapter(key)
+        engine.unload_adapter(key)
+        await text_of(engine, (7,), GREEDY)  # rounds of the engine, in which it would be freed
+        assert await text_of(engine, (5, 6), GREEDY, key) == expected
+        engine.release_adapter(key)
+        await text_of(engine, (7,), GREEDY)
+        assert engine.adapters == 0
+        assert not engine.hold_adapter(key)
+
+    asyncio.run(run())
+
+
+def test_a_request_whose_adapter_is_gone_fails_alone(engine: TorchEngine, tiny_adapters: Path) -> None:
+    async def run() -> None:
+        expected = await text_of(engine, (7,), GREEDY)
+        key = await engine.load_adapter(tiny_adapters / "red")
+        engine.unload_adapter(key)
+        while engine.adapters:
+            await text_of(engine, (7,), GREEDY)
+        other, gone = await asyncio.gather(
+            text_of(engine, (7,), GREEDY), text_of(engine, (5, 6), GREEDY, key), return_exceptions=True
+        )
+        assert other == expected
+        assert isinstance(gone, EngineError)
+        assert "no longer in memory" in str(gone)
+
+    asyncio.run(run())
+
+
+def test_an_adapter_whose_load_was_given_up_is_freed(
+    engine: TorchEngine, tiny_adapters: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started, go_on = threading.Event(), threading.Event()
+
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+        load = engine._runner.bank.load
+
+        def slow_load(folder: Path) -> str:
+            started.set()
+            go_on.wait(30)
+            return load(folder)
+
+        monkeypatch.setattr(engine._runner.bank, "load", slow_load)
+        loading = asyncio.create_task(engine.load_adapter(tiny_adapters / "red"))
+        await loop.run_in_executor(None, started.wait, 30)
+        loading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await loading
+        go_on.set()
+        await text_of(engine, (7,), GREEDY)
+        await text_of(engine, (7,), GREEDY)
+        assert engine.adapters == 0
+
+    asyncio.run(run())
+
+
 def test_an_adapter_that_does_not_fit_is_refused_and_the_engine_goes_on(
     engine: TorchEngine, tiny_adapters: Path, tmp_path: Path
 ) -> None:
@@ -268,6 +330,26 @@ def test_an_adapter_that_does_not_fit_is_refused_and_the_engine_goes_on(
         assert engine.adapters == 1
 
     asyncio.run(run())
+
+
+def test_a_base_in_8_bits_answers_with_and_without_adapters(tiny_llama: Path, tiny_adapters: Path) -> None:
+    loaded = load_for_generation(str(tiny_llama), load_8bit=True)
+    quantised = [type(module).__name__ for module in loaded.model.modules()].count("Linear8bitLt")
+    assert quantised == 2 * 7  # every linear layer of both blocks
+    engine = TorchEngine(loaded, max_batch_size=4)
+
+    async def run() -> None:
+        red = await engine.load_adapter(tiny_adapters / "red")
+        blue = await engine.load_adapter(tiny_adapters / "blue")
+        texts = [await text_of(engine, (5, 6), GREEDY, key) for key in (None, red, blue)]
+        assert len(set(texts)) == 3
+        assert await asyncio.gather(*[text_of(engine, (5, 6), GREEDY, key) for key in (None, red, blue)]) == texts
+        engine.unload_adapter(red)
+        engine.unload_adapter(blue)
+        assert await text_of(engine, (5, 6), GREEDY) == texts[0]
+
+    asyncio.run(run())
+    engine.close()
 
 
 def test_a_failing_pass_fails_its_requests_and_no_others(engine: TorchEngine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from alpaca_ray.errors import ModelError, SettingsError
+from alpaca_ray.errors import ModelError, SettingsError, UserError
 from alpaca_ray.prompts import ALPACA_LORA
-from alpaca_ray.serve.registry import AdapterInfo, build_catalogue, catalogue_of, foreign, scan
+from alpaca_ray.serve.adapter_folder import AdapterInfo, folder_of
+from alpaca_ray.serve.registry import build_catalogue, catalogue_of, foreign, scan
 from alpaca_ray.settings.serve import ServeArgs
 
 
@@ -24,50 +25,71 @@ def adapter(folder: Path, **config: Any) -> Path:
     return folder
 
 
+def names(folder: Path) -> list[str]:
+    return [found.name for found in scan(folder).adapters]
+
+
 def test_one_adapter_or_a_folder_of_them(tmp_path: Path) -> None:
     adapter(tmp_path / "b")
     adapter(tmp_path / "a")
-    assert [found.name for found in scan(tmp_path)] == ["a", "b"]
-    assert [found.name for found in scan(tmp_path / "b")] == ["b"]
+    assert names(tmp_path) == ["a", "b"]
+    assert names(tmp_path / "b") == ["b"]
 
 
 def test_no_folder_means_no_adapters(tmp_path: Path) -> None:
-    assert scan(None) == []
-    assert scan(tmp_path / "missing") == []
+    assert scan(None).adapters == []
+    assert scan(tmp_path / "missing").adapters == []
 
 
-def test_checkpoints_unfinished_runs_and_other_folders_are_left_out(tmp_path: Path) -> None:
+def test_one_bad_folder_does_not_keep_the_others_from_being_served(tmp_path: Path) -> None:
+    good = adapter(tmp_path / "good")
     adapter(tmp_path / "checkpoint-20")
     adapter(tmp_path / ".hidden")
-    (adapter(tmp_path / "unfinished") / "adapter_model.safetensors").unlink()
-    (tmp_path / "notes").mkdir()
+    (adapter(tmp_path / "half") / "adapter_model.safetensors").unlink()
+    (adapter(tmp_path / "broken") / "adapter_config.json").write_text("{")
+    adapter(tmp_path / "other-kind", peft_type="IA3")
+    (adapter(tmp_path / "pickled") / "adapter_model.safetensors").rename(tmp_path / "pickled" / "adapter_model.bin")
+    (adapter(tmp_path / "untemplated") / "prompt_template.json").write_text("[]")
+    (tmp_path / "records").mkdir()
+    (tmp_path / "records" / "regen.json").write_text("[]")
+    (tmp_path / "full").mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / "full" / name).write_text("{}")
     (tmp_path / "file").write_text("")
     adapter(tmp_path / "checkpoint-final")
     adapter(tmp_path / "run" / "checkpoint-4")
-    assert [found.name for found in scan(tmp_path)] == ["checkpoint-final"]
+
+    catalogue = catalogue_of(ServeArgs(adapters=str(tmp_path)))
+    assert catalogue.names == ["embedded", "checkpoint-final", "good"]
+    assert good.is_dir()
+    for bad, reason in {
+        "half": "not finished",
+        "broken": "not valid JSON",
+        "other-kind": "IA3",
+        "pickled": "pickle",
+        "untemplated": "prompt_input",
+    }.items():
+        assert [line for line in catalogue.skipped if f"/{bad}" in line and reason in line], bad
+    assert len(catalogue.skipped) == 5
+    for bad in ("half", "broken", "other-kind", "pickled", "untemplated"):  # named alone, each is an error
+        with pytest.raises(UserError, match=bad):
+            catalogue_of(ServeArgs(adapters=str(tmp_path / bad)))
 
 
 def test_a_runs_output_folder_is_one_adapter_whatever_its_checkpoints(tmp_path: Path) -> None:
     adapter(tmp_path / "out")
     adapter(tmp_path / "out" / "checkpoint-4")
-    assert [found.name for found in scan(tmp_path / "out")] == ["out"]
-    assert [found.name for found in scan(tmp_path)] == ["out"]
+    assert names(tmp_path / "out") == ["out"]
+    assert names(tmp_path) == ["out"]
 
 
 def test_templates_travel_with_the_adapter(tmp_path: Path) -> None:
     folder = adapter(tmp_path / "a")
     (folder / "prompt_template.json").write_text(ALPACA_LORA.to_json())
     (folder / "chat_template.jinja").write_text("{{ messages }}")
-    found = scan(folder)[0]
+    found = scan(folder).adapters[0]
     assert found.template == ALPACA_LORA
     assert found.chat_template == "{{ messages }}"
-
-
-def test_a_pickle_is_refused(tmp_path: Path) -> None:
-    folder = adapter(tmp_path / "a")
-    (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
-    with pytest.raises(ModelError, match="pickle"):
-        scan(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -77,6 +99,7 @@ def test_a_pickle_is_refused(tmp_path: Path) -> None:
         ({"use_dora": True}, "use_dora"),
         ({"bias": "all"}, "bias"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+        ({"enable_lora": [True, False, True]}, "enable_lora"),
     ],
 )
 def test_what_rows_cannot_have_each_for_themselves_is_refused(
@@ -86,14 +109,8 @@ def test_what_rows_cannot_have_each_for_themselves_is_refused(
         scan(adapter(tmp_path / "a", **config))
 
 
-def test_a_broken_config_is_named(tmp_path: Path) -> None:
-    (adapter(tmp_path / "a") / "adapter_config.json").write_text("{")
-    with pytest.raises(ModelError, match=r"a/adapter_config\.json"):
-        scan(tmp_path)
-
-
 def test_names_with_and_without_the_base(tmp_path: Path) -> None:
-    catalogue = build_catalogue("org/base", scan(adapter(tmp_path / "red").parent))
+    catalogue = build_catalogue("org/base", scan(adapter(tmp_path / "red").parent).adapters)
     assert catalogue.names == ["org/base", "red"]
     assert catalogue.find("org/base") is None
     for name in ("red", "org/base:red"):
@@ -120,7 +137,7 @@ def test_names_that_collide_are_an_error(tmp_path: Path) -> None:
 def test_another_base_is_only_a_hint(tmp_path: Path) -> None:
     adapter(tmp_path / "ours")
     adapter(tmp_path / "other", base_model_name_or_path="org/model")
-    catalogue = build_catalogue("embedded", scan(tmp_path))
+    catalogue = build_catalogue("embedded", scan(tmp_path).adapters)
     assert [found.name for found in foreign(catalogue, ("embedded",))] == ["other"]
 
 
@@ -136,3 +153,22 @@ def test_arguments_are_checked_before_anything_is_loaded(tmp_path: Path) -> None
         catalogue_of(ServeArgs(adapters=str(tmp_path)))
     shutil.rmtree(tmp_path / "embedded")
     assert catalogue_of(ServeArgs(adapters=str(tmp_path))).names == ["embedded"]
+
+
+def test_an_adapter_that_has_not_changed_is_not_read_again_and_one_that_has_is(tmp_path: Path) -> None:
+    folder = adapter(tmp_path / "a")
+    before = catalogue_of(ServeArgs(adapters=str(tmp_path)))
+    same = catalogue_of(ServeArgs(adapters=str(tmp_path)), before)
+    assert same.adapters[0] is before.adapters[0]
+    for name, content in (
+        ("adapter_model.safetensors", "new weights"),
+        ("adapter_config.json", '{"peft_type": "LORA"}'),
+        ("prompt_template.json", ALPACA_LORA.to_json()),
+        ("chat_template.jinja", "{{ messages }}"),
+    ):
+        (folder / name).write_text(content)
+        now = catalogue_of(ServeArgs(adapters=str(tmp_path)), before)
+        assert now.adapters[0].load_id != before.adapters[0].load_id, name
+        before = now
+    assert before.adapters[0].template == ALPACA_LORA
+    assert folder_of(before.adapters[0].load_id) == folder

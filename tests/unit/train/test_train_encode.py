@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from alpaca_ray.errors import DataError
-from alpaca_ray.prompts import ALPACA_LORA, STANFORD
+from alpaca_ray.prompts import ALPACA_LORA, STANFORD, load_template
 from alpaca_ray.records import read_records
+from alpaca_ray.settings.cli import parse_settings
+from alpaca_ray.settings.train import TrainSettings
 from alpaca_ray.testing.tiny import make_tiny_model
 from alpaca_ray.train.encode import IGNORE_INDEX, encode, has_labels
 
@@ -50,6 +52,44 @@ def test_stanfords_own_formula_gives_the_same_labels(tokenizer: Any) -> None:
         assert sample["labels"] == [IGNORE_INDEX] * source_length + ids[source_length:]
 
 
+def alpaca_loras_own(record: Any, tokenizer: Any, settings: TrainSettings) -> tuple[list[int], list[int]]:
+    """What finetune.py's formula gives: the whole text always gets the end token where nothing was cut off."""
+    limit = settings.model_max_length
+
+    def ids_of(text: str, add_eos: bool = True) -> list[int]:
+        ids = tokenizer(text, truncation=True, max_length=limit)["input_ids"]
+        return (
+            [*ids, tokenizer.eos_token_id]
+            if ids[-1] != tokenizer.eos_token_id and len(ids) < limit and add_eos
+            else ids
+        )
+
+    prompt = ALPACA_LORA.format(record)
+    ids = ids_of(prompt + record["output"])
+    if settings.train_on_inputs:
+        return ids, ids
+    masked = len(ids_of(prompt, settings.add_eos_token)) - settings.add_eos_token
+    return ids, [IGNORE_INDEX] * masked + ids[masked:]
+
+
+@pytest.mark.parametrize("flags", [[], ["--add_eos_token"], ["--no_train_on_inputs"], ["--cutoff_len", "160"]])
+def test_alpaca_loras_dialect_encodes_as_its_own_formula_did(tokenizer: Any, flags: list[str]) -> None:
+    settings = parse_settings(TrainSettings, ["--base_model", "m", *flags], description="test")
+    samples = encode(
+        RECORDS,
+        tokenizer,
+        load_template(settings.prompt_template),
+        max_length=settings.model_max_length,
+        train_on_inputs=settings.train_on_inputs,
+        add_eos=settings.ends_samples,
+    )
+    for record, sample in zip(RECORDS, samples, strict=True):
+        assert (sample["input_ids"], sample["labels"]) == alpaca_loras_own(record, tokenizer, settings)
+    ended = [sample["input_ids"][-1] == tokenizer.eos_token_id for sample in samples]
+    assert any(ended)
+    assert not all(ended)
+
+
 def test_a_cut_sample_has_no_end_token(tokenizer: Any) -> None:
     whole = encode(RECORDS[:1], tokenizer, STANFORD, max_length=1024)[0]["input_ids"]
     limit = len(whole) - 1
@@ -81,6 +121,8 @@ def test_an_empty_output_learns_the_end_token_even_after_a_prompt_that_ends_with
 def test_data_in_which_nothing_is_left_to_learn_is_an_error(tokenizer: Any) -> None:
     with pytest.raises(DataError, match="--model_max_length 16"):
         encode(RECORDS[:3], tokenizer, STANFORD, max_length=16)
+    heldout = encode(RECORDS[:3], tokenizer, STANFORD, max_length=16, may_be_empty=True)
+    assert [has_labels(sample) for sample in heldout] == [False] * 3
 
 
 def test_a_sample_whose_prompt_fills_the_limit_has_no_labels(tokenizer: Any) -> None:
@@ -120,6 +162,15 @@ def test_a_chat_learns_only_the_assistants_turns_with_their_end_tokens(tokenizer
 def test_a_chat_without_a_chat_template_names_the_record(tokenizer: Any) -> None:
     with pytest.raises(DataError, match="record 'talk' is a chat"):
         encode([CHAT], tokenizer, STANFORD, max_length=512)
+
+
+def test_a_chat_that_the_template_refuses_is_named(tokenizer: Any) -> None:
+    tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
+    try:
+        with pytest.raises(DataError, match=r"record 'talk': .*roles must alternate"):
+            encode([CHAT], tokenizer, STANFORD, max_length=512)
+    finally:
+        tokenizer.chat_template = None
 
 
 def test_a_tokenizer_that_adds_end_tokens_itself_puts_none_behind_the_prompt(tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from alpaca_ray.errors import OutputError
 from alpaca_ray.report.plots import save_loss_curve
 from alpaca_ray.train import progress, publish
 
@@ -52,29 +51,6 @@ def test_shards_of_a_larger_model_are_removed(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
 
 
-def test_overwrite_never_deletes_a_model_of_somebody_elses(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(OutputError, match=r"already holds config\.json"):
-        publish.claim(tmp_path, resume=False, overwrite=False)
-    with pytest.raises(OutputError, match="no run of this program wrote"):
-        publish.claim(tmp_path, resume=False, overwrite=True)
-    assert (tmp_path / "config.json").is_file()
-
-
-def test_overwrite_deletes_ours_and_leaves_the_rest(tmp_path: Path) -> None:
-    for name in ("run.json", "config.json", "metrics.jsonl", "notes.txt"):
-        (tmp_path / name).write_text("{}")
-    (tmp_path / "checkpoint-3").mkdir()
-    publish.claim(tmp_path, resume=False, overwrite=True)
-    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
-
-
-def test_a_resumed_folder_is_not_complete_until_the_run_ends(tmp_path: Path) -> None:
-    (tmp_path / "run.json").write_text("{}")
-    publish.claim(tmp_path, resume=True, overwrite=False)
-    assert not (tmp_path / "run.json").exists()
-
-
 def test_the_newest_checkpoint_is_the_highest_that_was_written_whole(tmp_path: Path) -> None:
     for number, whole in ((9, True), (10, True), (11, False)):
         (tmp_path / f"checkpoint-{number}").mkdir()
@@ -92,6 +68,16 @@ def test_rows_after_the_resumed_step_are_dropped_and_a_torn_line_ignored(tmp_pat
     assert [row["step"] for row in progress.read_metrics(tmp_path)] == [0, 5, 10]
     assert [row["step"] for row in progress.rewind(tmp_path, 5)] == [0, 5]
     assert [row["step"] for row in progress.read_metrics(tmp_path)] == [0, 5]
+
+
+def test_a_run_from_the_beginning_writes_behind_nothing(tmp_path: Path) -> None:
+    progress.append(tmp_path, {"step": 0})
+    with (tmp_path / progress.METRICS_FILE).open("a") as handle:
+        handle.write('{"step": 1')
+    assert progress.rewind(tmp_path, -1) == []
+    progress.append(tmp_path, {"step": 0})
+    assert (tmp_path / progress.METRICS_FILE).read_text() == '{"step": 0}\n'
+    assert progress.rewind(tmp_path / "nowhere", -1) == []
 
 
 def test_the_driver_shows_each_row_once_and_in_order(tmp_path: Path) -> None:
@@ -115,6 +101,17 @@ def test_a_rewound_file_is_followed_from_its_new_end(tmp_path: Path) -> None:
         time.sleep(3 * progress._POLL_SECONDS)
         progress.append(tmp_path, {"step": 2})
     assert shown == ["step 2"]
+
+
+def test_a_file_that_grew_past_its_old_end_at_once_is_followed_from_the_rewound_row(tmp_path: Path) -> None:
+    for step in range(3):
+        progress.append(tmp_path, {"step": step})
+    shown: list[str] = []
+    with progress.follow(tmp_path, shown.append):
+        progress.rewind(tmp_path, 0)
+        for step in range(1, 9):
+            progress.append(tmp_path, {"step": step, "loss": 1.0})
+    assert shown == [f"step {step} | loss 1.0000" for step in range(1, 9)]
 
 
 def test_the_plot_is_a_picture(tmp_path: Path) -> None:

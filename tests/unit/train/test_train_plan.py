@@ -142,4 +142,25 @@ def test_deepspeed_is_read_in_the_driver_and_refused_on_the_cpu(tmp_path: Path) 
 def test_a_tracker_that_is_not_installed_is_named() -> None:
     with pytest.raises(SettingsError, match="no_such_tracker"):
         check_trackers(["no_such_tracker"])
-    assert plan("--base_model", "m", "--wandb_project", "p").trackers == ["wandb"]
+    made = plan("--base_model", "m", "--wandb_project", "p")
+    assert (made.trackers, made.wandb_project) == (["wandb"], "p")
+
+
+def test_a_wandb_project_in_the_environment_counts_in_alpaca_loras_dialect(monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib.util
+
+    monkeypatch.setenv("WANDB_PROJECT", "p")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    made = plan("--base_model", "m")
+    assert (made.trackers, made.wandb_project) == ([], None)
+    assert any("WANDB_PROJECT" in line for line in made.warnings)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    assert (plan("--base_model", "m").trackers, plan("--base_model", "m").wandb_project) == (["wandb"], "p")
+    assert plan("--base_model", "m", "--report_to", "none").trackers == []
+    assert plan("--model", "m").trackers == plan("--model_name_or_path", "m").trackers == []
+
+
+def test_a_short_run_of_ours_logs_its_first_step() -> None:
+    assert translated()["logging_first_step"] is True
+    assert translated("--logging_first_step", "False")["logging_first_step"] is False
+    assert translated("--base_model", "m")["logging_first_step"] is False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from pathlib import Path
 
 import pytest
 
@@ -35,6 +36,7 @@ def test_no_arguments_mean_lora_on_the_embedded_model_and_the_shipped_seeds() ->
     assert (settings.model_name, settings.data_path) == ("embedded", ["seeds"])
     assert settings.mode[0] == "lora"
     assert settings.lora_target_modules == ["all-linear"]
+    assert settings.prompt_template == "stanford"
     assert (settings.bf16, settings.packing, settings.add_eos_token, settings.train_on_inputs) == (
         True,
         True,
@@ -72,7 +74,7 @@ def test_alpaca_loras_own_command_parses_and_means_what_it_meant() -> None:
     assert (settings.load_8bit, settings.fp16, settings.bf16) == (True, True, False)
     assert (settings.batch_size, settings.per_device_train_batch_size) == (128, 4)
     assert settings.model_max_length == 512
-    assert (settings.train_on_inputs, settings.group_by_length, settings.add_eos_token) == (True, True, False)
+    assert (settings.train_on_inputs, settings.group_by_length, settings.ends_samples) == (True, True, True)
     assert settings.warmup_steps == 100
     assert (settings.eval_strategy, settings.eval_steps, settings.save_steps) == ("steps", 200, 200)
     assert (settings.save_total_limit, settings.load_best_model_at_end) == (3, True)
@@ -83,6 +85,22 @@ def test_alpaca_loras_defaults() -> None:
     settings = parse("--base_model", "m")
     assert (settings.learning_rate, settings.model_max_length, settings.val_set_size) == (3e-4, 256, 2000)
     assert settings.train_on_inputs
+    assert (settings.data_path, settings.output_dir) == (["yahma/alpaca-cleaned"], "./lora-alpaca")
+
+
+@pytest.mark.parametrize("flag", [[], ["--add_eos_token"], ["--add_eos_token", "False"]])
+def test_alpaca_loras_end_token_flag_is_accepted_and_changes_nothing(flag: list[str]) -> None:
+    assert parse("--base_model", "m", *flag).ends_samples
+    assert not parse("--no_add_eos_token").ends_samples
+    assert parse("--model_name_or_path", "m").ends_samples
+
+
+def test_yaml_booleans_become_wandbs_words(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("wandb_watch: false\nwandb_log_model: true\n")
+    settings = parse("--config", str(file))
+    assert (settings.wandb_watch, settings.wandb_log_model) == ("false", "true")
+    assert parse("--wandb_watch", "gradients").wandb_watch == "gradients"
 
 
 def test_alpaca_lora_without_validation_keeps_no_best_checkpoint() -> None:

@@ -1,0 +1,194 @@
+"""An output folder taken for a run: what counts as ours in it, and the way back while nothing is known to work. Pure.
+
+Old files are set aside in a hidden folder, by renaming, and put back unless the workers' setup came back clean: a run
+that never starts changes nothing. The hidden folder itself is the mark: as long as it is there, the setup is not clean.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from alpaca_ray import storage
+from alpaca_ray.errors import OutputError
+from alpaca_ray.manifest import FILE_NAME as MANIFEST_FILE
+from alpaca_ray.manifest import read_manifest
+from alpaca_ray.train import progress, publish
+from alpaca_ray.train.data import HELDOUT_FILE
+from alpaca_ray.train.identity import IDENTITY_FILE
+
+STAGE = "train"
+# Old files on their way out or back (nothing new is written yet), all of them set aside, and given up.
+_MOVING = ".replaced.moving"
+_ASIDE = ".replaced"
+_SETTLED = ".replaced.done"
+
+# What the driver writes before the workers start.
+_EARLY = (MANIFEST_FILE, publish.SETTINGS_FILE, HELDOUT_FILE, IDENTITY_FILE)
+# Only a run of ours writes these; a folder with model files but none of them is somebody's model.
+_MARKS = {*_EARLY, progress.METRICS_FILE}
+_MODEL_FILES = {
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "chat_template.jinja",
+    publish.TEMPLATE_FILE,
+}
+_NAMES = _MARKS | _MODEL_FILES | {progress.PLOT_FILE, publish.RAY_FOLDER}
+_PATTERN = re.compile(r"checkpoint-\d+|model-\d{5}-of-\d{5}\.safetensors")
+
+
+def ours(folder: Path) -> list[Path]:
+    """Return the entries of a folder that a training run wrote or would write; ``run.json`` only of this stage."""
+    if not folder.is_dir():
+        return []
+    found = [entry for entry in folder.iterdir() if entry.name in _NAMES or _PATTERN.fullmatch(entry.name)]
+    return sorted(entry for entry in found if entry.name != MANIFEST_FILE or _stage(folder) == STAGE)
+
+
+def check(folder: Path, *, resume: bool, overwrite: bool) -> None:
+    """Check, without touching anything, that a run may write into a folder.
+
+    Raises:
+        OutputError: it holds an earlier run and no flag says what to do with it, another stage's result, or a model
+            that this program did not make; or it cannot be written.
+    """
+    if (folder / MANIFEST_FILE).is_file() and (stage := _stage(folder)) != STAGE:
+        raise OutputError(
+            f"--output_dir {folder} already holds {MANIFEST_FILE} of another stage ({stage or 'unknown'}): "
+            "give another folder"
+        )
+    used = ours(folder)
+    if used and not any(entry.name in _MARKS for entry in used):
+        raise OutputError(
+            f"--output_dir {folder} already holds {used[0].name}, which no run of this program wrote: give another "
+            "folder"
+        )
+    names = [glob.escape(entry.name) for entry in used]
+    storage.check_output(folder, names, resume=resume, overwrite=overwrite)
+
+
+@contextmanager
+def claimed(folder: Path, *, resume: bool, overwrite: bool, examine: Callable[[], None]) -> Iterator[None]:
+    """Take an output folder until the block ends, and leave it as it was if the block fails before ``settle``.
+
+    Args:
+        folder: absolute path; made where it does not exist.
+        resume: go on in it; only what the driver writes anew is set aside.
+        overwrite: set aside every file of ours. Nothing else in the folder is ever touched.
+        examine: called once the folder is held, before anything in it changes; may raise.
+
+    Raises:
+        OutputError: the folder cannot be taken, or another run holds it.
+    """
+    # Where a killed run set files aside, the check has to wait until they are back.
+    if not any((folder / name).is_dir() for name in (_MOVING, _ASIDE)):
+        check(folder, resume=resume, overwrite=overwrite)
+    made = _make(folder)
+    try:
+        with storage.hold_output(folder):
+            _recover(folder)
+            check(folder, resume=resume, overwrite=overwrite)
+            examine()
+            _set_aside(folder, [entry for entry in ours(folder) if overwrite or entry.name in _EARLY])
+            try:
+                yield
+            except BaseException:
+                if (folder / _ASIDE).is_dir():
+                    _restore(folder)
+                else:
+                    _tidy(folder, resume=resume)
+                raise
+    finally:
+        for path in made:
+            if path.is_dir() and not any(path.iterdir()):
+                path.rmdir()
+
+
+def settle(folder: Path) -> None:
+    """Delete for good what was set aside. Called by the first worker when every worker's setup came back clean."""
+    if (folder / _ASIDE).is_dir():
+        os.replace(folder / _ASIDE, folder / _SETTLED)  # one step: a crash while deleting must not restore half of it
+    _remove(folder / _SETTLED)
+
+
+def _stage(folder: Path) -> str | None:
+    content = read_manifest(folder)
+    return str(content["stage"]) if content and content.get("stage") else None
+
+
+def _make(folder: Path) -> list[Path]:
+    """Make a folder and return those that were not there before, the innermost first."""
+    made = [path for path in [folder, *folder.parents] if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OutputError(f"--output_dir {folder}: cannot be written: {error.strerror}") from error
+    return made
+
+
+def _set_aside(folder: Path, entries: list[Path]) -> None:
+    (folder / _MOVING).mkdir()
+    for entry in entries:
+        os.replace(entry, folder / _MOVING / entry.name)
+    os.replace(folder / _MOVING, folder / _ASIDE)
+
+
+def _recover(folder: Path) -> None:
+    """Put right what a killed run left."""
+    _move_back(folder)
+    if (folder / _ASIDE).is_dir():
+        _restore(folder)
+    _remove(folder / _SETTLED)
+    for entry in folder.glob(f"{publish.STAGING}*"):
+        _remove(entry)
+
+
+def _restore(folder: Path) -> None:
+    for name in (publish.RAY_FOLDER, *_EARLY):
+        _remove(folder / name)
+    os.replace(folder / _ASIDE, folder / _MOVING)
+    _move_back(folder)
+
+
+def _move_back(folder: Path) -> None:
+    if (folder / _MOVING).is_dir():
+        for entry in (folder / _MOVING).iterdir():
+            os.replace(entry, folder / entry.name)
+        (folder / _MOVING).rmdir()
+
+
+def _tidy(folder: Path, *, resume: bool) -> None:
+    """After a failure, remove what no resume needs, and our files where nothing at all came of the run."""
+    _remove(folder / publish.RAY_FOLDER)
+    if not resume and not publish.newest_checkpoint(folder) and not progress.read_metrics(folder):
+        for name in (*_EARLY, progress.METRICS_FILE):
+            _remove(folder / name)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from alpaca_ray.errors import OutputError
+from alpaca_ray.generate.claim import Claim
+from alpaca_ray.generate.folder import inspect
+from alpaca_ray.storage import hold_output
+
+
+def claim(folder: Path, *, resume: bool = False, overwrite: bool = False) -> Claim:
+    return Claim(folder, inspect(folder, resume=resume, overwrite=overwrite), overwrite=overwrite)
+
+
+def test_a_folder_that_is_not_there_is_made_when_it_is_opened(tmp_path: Path) -> None:
+    folder = tmp_path / "deep" / "out"
+    with claim(folder) as held:
+        assert not folder.exists()
+        held.open()
+        with pytest.raises(OutputError, match="another run is at work in it"), hold_output(folder):
+            pass
+    assert list(folder.iterdir()) == []
+
+
+def test_a_folder_that_is_there_is_held_at_once(tmp_path: Path) -> None:
+    with claim(tmp_path), pytest.raises(OutputError, match="another run is at work in it"), claim(tmp_path):
+        pass
+    with claim(tmp_path) as held:
+        held.open()
+
+
+def test_two_runs_that_both_found_no_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    with claim(folder) as first, claim(folder) as second:
+        first.open()
+        with pytest.raises(OutputError, match="another run is at work in it"):
+            second.open()
+        (folder / "journal.jsonl").write_text("{}\n")
+        first.__exit__()
+        with pytest.raises(OutputError, match="another run has written in it meanwhile: give --resume"):
+            second.open()
+    assert (folder / "journal.jsonl").read_text() == "{}\n"
+
+
+@pytest.mark.parametrize("flag", ["resume", "overwrite"])
+def test_a_folder_that_changed_since_the_look_is_refused(tmp_path: Path, flag: str) -> None:
+    journal = tmp_path / "journal.jsonl"
+    journal.write_text('{"journal": 1, "settings": {}}\n')
+    looked = claim(tmp_path, **{flag: True})
+    with journal.open("a") as file:
+        file.write("{}\n")
+    with pytest.raises(OutputError, match="another run has written in it meanwhile"), looked:
+        pass
+    with claim(tmp_path, overwrite=True) as held:
+        os.utime(journal)  # once it is held, what changes is our own doing
+        held.open()
+        assert not journal.exists()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_opening_takes_the_mark_of_a_complete_folder_away(tmp_path: Path) -> None:
+    (tmp_path / "journal.jsonl").write_text('{"journal": 1, "settings": {}}\n')
+    (tmp_path / "run.json").write_text('{"stage": "generate"}')
+    with claim(tmp_path, resume=True) as held:
+        assert (tmp_path / "run.json").exists()
+        held.open()
+        assert [path.name for path in sorted(tmp_path.iterdir())] == [".lock", "journal.jsonl"]
