@@ -48,6 +48,7 @@ class TorchEngine:
         self._calls: deque[Callable[[], None]] = deque()
         self._wake = threading.Condition()
         self._closing = False
+        self._released = False  # an adapter may be free to go
         self._generated = 0
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
@@ -152,6 +153,7 @@ class TorchEngine:
 
     def _notify(self) -> None:
         with self._wake:
+            self._released = True  # remembered: the thread may be at work, and would sleep through a mere notice
             self._wake.notify()
 
     def _call(self, function: Callable[[], T]) -> Future[T]:
@@ -181,8 +183,9 @@ class TorchEngine:
     def _round(self) -> bool:
         """Do one round of work, or wait for some; return whether to go on."""
         with self._wake:
-            if not (self._calls or self._waiting or self._rows or self._closing):
+            if not (self._calls or self._waiting or self._rows or self._closing or self._released):
                 self._wake.wait()
+            self._released = False
             if self._closing:
                 return False
             calls, self._calls = self._calls, deque()
