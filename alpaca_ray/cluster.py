@@ -20,6 +20,8 @@ _OBJECT_STORE_SHARE = 0.1
 def connect(*, minimum_cpus: int = 2, show_workers: bool = True) -> None:
     """Connect to the running cluster (a submitted job's, ``RAY_ADDRESS``, or one started here), or start a local one.
 
+    ``RAY_ADDRESS=local`` always starts one.
+
     A cluster of our own is capped in object store and has at least ``minimum_cpus`` logical CPUs, so that the actors of
     one job never wait for each other on a small machine. Calling it twice does nothing.
 
@@ -39,7 +41,7 @@ def connect(*, minimum_cpus: int = 2, show_workers: bool = True) -> None:
     quiet: dict[str, Any] = {"log_to_driver": show_workers, "logging_level": "warning"}
     try:
         address = os.environ.get("RAY_ADDRESS") or _address_of_local_cluster()
-        if address:
+        if address and address != "local":
             ray.init(address=address, **quiet)
         else:
             ray.init(

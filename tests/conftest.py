@@ -13,6 +13,8 @@ from alpaca_ray.testing.tiny import make_tiny_model
 # Live torch processes must never have more threads than the machine has cores; tests start several of them.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# A cluster of the tests' own, also where `ray start` has left one running on this machine.
+os.environ["RAY_ADDRESS"] = "local"
 
 
 @pytest.fixture(scope="session")

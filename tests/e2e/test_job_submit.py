@@ -27,6 +27,7 @@ pytestmark = pytest.mark.timeout(600)
 def environment(storage: Path) -> dict[str, str]:
     """What the README tells the user to export, and a temporary folder so that no other cluster is touched or found."""
     return {
+        **{name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"},
         "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
         "RAY_AUTH_MODE": "token",
         "ALPACA_RAY_STORAGE": str(storage / "storage"),
@@ -48,7 +49,7 @@ def head() -> Iterator[tuple[str, dict[str, str]]]:
     copy = shutil.copytree(
         ROOT, storage / "repository", ignore=shutil.ignore_patterns(".git", ".venv", "out", ".*cache")
     )
-    options = {"cwd": copy, "env": {**os.environ, **variables}, "stderr": subprocess.STDOUT}
+    options = {"cwd": copy, "env": variables, "stderr": subprocess.STDOUT}
     with log.open("w") as output, running(command, stdout=output, **options) as child:
         address = f"http://127.0.0.1:{dashboard}"
         deadline = time.monotonic() + 90
@@ -66,9 +67,7 @@ def head() -> Iterator[tuple[str, dict[str, str]]]:
 def submit(head: tuple[str, dict[str, str]], *arguments: str) -> subprocess.CompletedProcess[str]:
     address, variables = head
     command = [str(BIN / "ray"), "job", "submit", "--address", address, *arguments]
-    return subprocess.run(
-        command, cwd=ROOT, env={**os.environ, **variables}, capture_output=True, text=True, timeout=420
-    )
+    return subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=420)
 
 
 def test_an_uploaded_working_dir_keeps_its_result(head: tuple[str, dict[str, str]]) -> None:

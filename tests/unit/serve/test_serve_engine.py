@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -238,6 +239,29 @@ def test_an_adapter_that_is_held_outlives_its_eviction(engine: TorchEngine, tiny
         assert not engine.hold_adapter(key)
 
     asyncio.run(run())
+
+
+def test_an_adapter_that_is_evicted_in_the_middle_of_a_round_is_freed_without_another_request(
+    engine: TorchEngine, tiny_adapters: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = asyncio.run(engine.load_adapter(tiny_adapters / "red"))
+    collect_free = engine._runner.bank.collect
+    looked = threading.Event()
+
+    def collect_then_evict() -> None:
+        collect_free()
+        if not looked.is_set():
+            looked.set()
+            engine.unload_adapter(key)  # after this round has looked for adapters to free
+
+    monkeypatch.setattr(engine._runner.bank, "collect", collect_then_evict)
+    engine._call(lambda: None).result(30)
+    assert looked.wait(30)
+    for _ in range(1000):
+        if not engine.adapters:
+            break
+        time.sleep(0.01)
+    assert engine.adapters == 0
 
 
 def test_a_request_whose_adapter_is_gone_fails_alone(engine: TorchEngine, tiny_adapters: Path) -> None:
