@@ -45,6 +45,7 @@ def head() -> Iterator[tuple[str, dict[str, str]]]:
     dashboard = free_port()
     command = [str(BIN / "ray"), "start", "--head", "--block", "--num-cpus", "3", "--object-store-memory", "300000000"]
     command += ["--port", str(free_port()), "--dashboard-port", str(dashboard)]
+    command += ["--dashboard-agent-listen-port", str(free_port())]  # jobs go through it; its default may be taken
     log = storage / "head.log"
     copy = shutil.copytree(
         ROOT, storage / "repository", ignore=shutil.ignore_patterns(".git", ".venv", "out", ".*cache")
