@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from alpaca_ray.errors import SettingsError
+from alpaca_ray.settings.dialects import LORA_FLAGS
 from alpaca_ray.settings.train import TrainSettings
 from alpaca_ray.settings.training_arguments import RETIRED
 
@@ -60,6 +61,10 @@ def make_plan(settings: TrainSettings, *, has_gpus: bool) -> Plan:
         SettingsError: the batch cannot be split, or something asked for by name cannot run here.
     """
     mode, why = settings.mode
+    if settings.full:
+        for flag in LORA_FLAGS:
+            if settings.was_given(flag) and getattr(settings, flag) is not False:
+                raise SettingsError(f"--full and --{flag} contradict each other: full fine-tuning has no adapter")
     use_gpu = has_gpus if settings.use_gpu == "auto" else bool(settings.use_gpu)
     warnings: list[str] = []
     precision = _precision(settings, use_gpu, warnings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import time
@@ -17,6 +18,7 @@ from ray.train.v2.api.config import LoggingConfig
 from alpaca_ray import cluster, manifest, models, storage
 from alpaca_ray.console import say, show_settings
 from alpaca_ray.errors import AlpacaRayError, SettingsError, find_cause
+from alpaca_ray.machine import cores
 from alpaca_ray.prompts import load_template
 from alpaca_ray.records import Record, source_path, write_json
 from alpaca_ray.report.plots import save_loss_curve
@@ -45,7 +47,8 @@ def train(settings: TrainSettings) -> dict[str, Any] | None:
     arguments.translate(settings, make_plan(settings, has_gpus=True), "", has_validation=bool(heldout))
 
     # The run's own lines come from metrics.jsonl; what libraries print in workers stays in Ray's log folder.
-    cluster.connect(minimum_cpus=max(2, settings.num_workers * (settings.cpus_per_worker or 1)), show_workers=False)
+    wanted = settings.num_workers * (settings.cpus_per_worker or 1)
+    cluster.connect(minimum_cpus=max(2, min(wanted, 2 * cores())), show_workers=False)  # more would only wait in turn
     times["cluster"] = time.time()
     plan = make_plan(settings, has_gpus=cluster.has_gpus())
     arguments.check_trackers(plan.trackers)
@@ -72,7 +75,7 @@ def train(settings: TrainSettings) -> dict[str, Any] | None:
         # A hub id that nobody can reach.
         models.load_config(settings.model_name, flag=settings.model_flag, cache_dir=cache_dir)
     bundle = _bundle(plan)
-    cluster.check_fits([bundle] * plan.workers, f"training with {plan.workers} workers")
+    cluster.check_fits([bundle] * plan.workers, f"training with {plan.workers} worker{'s' if plan.workers > 1 else ''}")
 
     job = Job(
         settings=settings.model_copy(update={"cache_dir": cache_dir}),
@@ -93,6 +96,13 @@ def train(settings: TrainSettings) -> dict[str, Any] | None:
         if settings.resume:
             run_identity.check_same_run(output, identity, heldout)
 
+    finished = _finished(output, settings, plan, len(training)) if settings.resume else None
+    if finished:
+        examine()
+        say(f"{finished['steps']} steps are done: nothing to do (a larger --max_steps or --num_train_epochs goes on)")
+        say(f"{'adapter' if plan.mode == 'lora' else 'model'} saved to {storage.location(output)}")
+        return finished
+
     with claim.claimed(output, resume=settings.resume, overwrite=settings.overwrite, examine=examine):
         if settings.resume or restart_from:
             newest = publish.newest_checkpoint(output) or restart_from
@@ -102,6 +112,17 @@ def train(settings: TrainSettings) -> dict[str, Any] | None:
         with progress.follow(output, say):
             result = _run(job, bundle)
         return _finish(job, result, output)
+
+
+def _finished(output: Path, settings: TrainSettings, plan: Plan, samples: int) -> dict[str, Any] | None:
+    """Return a folder's ``run.json`` where its run has taken all the steps that are asked for."""
+    content = manifest.read_manifest(output)
+    if content is None or content.get("stage") != "train":
+        return None
+    steps = settings.max_steps
+    if steps < 1:
+        steps = math.ceil(settings.num_train_epochs * math.ceil(samples / plan.step_samples))
+    return content if content.get("steps", 0) >= steps else None
 
 
 def _run(job: Job, bundle: dict[str, float]) -> dict[str, Any]:

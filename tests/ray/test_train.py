@@ -79,6 +79,15 @@ def test_lora_lowers_the_loss_and_leaves_a_complete_folder(lora_run: Path, tiny_
     assert all(row["tokens_per_second"] > 0 for row in rows if "loss" in row)
 
 
+def test_a_finished_run_is_left_as_it_is(
+    lora_run: Path, lora_flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {path.name: path.stat().st_mtime_ns for path in lora_run.iterdir()}
+    run(*lora_flags, "--per_device_train_batch_size", "4", "--output_dir", lora_run, "--resume")
+    assert "6 steps are done: nothing to do" in capsys.readouterr().out
+    assert {path.name: path.stat().st_mtime_ns for path in lora_run.iterdir() if path.name != ".lock"} == before
+
+
 def test_plain_peft_loads_the_adapter_and_it_gives_the_reported_validation_loss(
     lora_run: Path, tiny_llama: Path, data: Path
 ) -> None:

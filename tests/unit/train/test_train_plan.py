@@ -39,6 +39,12 @@ def test_fp16_asked_for_by_name_is_an_error_on_the_cpu() -> None:
         plan("--base_model", "m", "--fp16")
 
 
+@pytest.mark.parametrize("flags", [["--lora_r", "4"], ["--lora_target_modules", "[q_proj]"]])
+def test_full_fine_tuning_with_an_adapters_flag_is_an_error(flags: list[str]) -> None:
+    with pytest.raises(SettingsError, match=f"--full and {flags[0]} contradict"):
+        plan("--full", *flags)
+
+
 def test_tf32_without_a_gpu_is_a_warning() -> None:
     made = plan("--tf32", "True")
     assert made.tf32 is None
