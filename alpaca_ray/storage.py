@@ -118,6 +118,20 @@ def check_output(folder: Path, ours: Sequence[str], *, resume: bool, overwrite: 
         raise OutputError(f"--output_dir {folder}: cannot be written: no permission to write in {existing}")
 
 
+def make_folder(folder: Path) -> None:
+    """Make an output folder and prove that it can be written.
+
+    Raises:
+        OutputError: it cannot.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OutputError(f"--output_dir {folder}: cannot be written: {error.strerror}") from error
+
+
 def claim_output(folder: Path, ours: Sequence[str], *, resume: bool, overwrite: bool) -> None:
     """Check that an output folder may be written, and clear files of ours out of it where ``overwrite`` says so.
 
@@ -130,12 +144,7 @@ def claim_output(folder: Path, ours: Sequence[str], *, resume: bool, overwrite: 
     if overwrite:
         for entry in used_by(folder, ours):
             shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise OutputError(f"--output_dir {folder}: cannot be written: {error.strerror}") from error
+    make_folder(folder)
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:

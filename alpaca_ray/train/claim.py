@@ -10,7 +10,6 @@ import glob
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -139,12 +138,7 @@ def _stage(folder: Path) -> str | None:
 def _make(folder: Path) -> list[Path]:
     """Make a folder and return those that were not there before, the innermost first."""
     made = [path for path in [folder, *folder.parents] if not path.exists()]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise OutputError(f"--output_dir {folder}: cannot be written: {error.strerror}") from error
+    storage.make_folder(folder)
     return made
 
 
