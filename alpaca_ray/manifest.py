@@ -18,7 +18,7 @@ from alpaca_ray.errors import DataError
 from alpaca_ray.storage import is_uri, write_atomic
 
 FILE_NAME = "run.json"
-_PACKAGES = ("ray", "torch", "transformers", "peft", "datasets", "openai", "rouge-score", "rapidfuzz", "bitsandbytes")
+_PACKAGES = ("ray", "torch", "transformers", "peft", "datasets", "openai", "rouge-score", "numba", "bitsandbytes")
 # What a folder without run.json (made by the originals, or by hand) may call its records, in order of preference.
 _KNOWN_DATA_FILES = ("regen.json", "kept.jsonl", "alpaca_data.json")
 

@@ -132,6 +132,11 @@ def load_model(name: str, *, flag: str = "--model", **options: Any) -> Any:
         raise ModelError(f"{flag} {name}: cannot be loaded: {error}") from error
 
 
+def embedded_is_cached() -> bool:
+    """Whether the embedded model is on this machine already, so that its use fetches nothing."""
+    return (cache_folder() / _EMBEDDED_FOLDER / "config.json").is_file()
+
+
 def fetch_embedded() -> Path:
     """Return the folder of the embedded model, fetching and converting it where it is not in the cache yet.
 

@@ -8,21 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from alpaca_ray.errors import DataError
-from alpaca_ray.manifest import data_file_of
-from alpaca_ray.storage import is_uri, open_input
+from alpaca_ray.rows import locate, read_rows
 
 Record = dict[str, Any]
 
-SUFFIXES = (".json", ".jsonl", ".parquet")
 SHIPPED_SEEDS = "seeds"
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _CONTENT_FIELDS = ("instruction", "input", "output", "messages")
 
 
@@ -95,6 +91,30 @@ def write_json(records: Sequence[Record]) -> str:
     return json.dumps(records, ensure_ascii=False, indent=4) + "\n"
 
 
+def json_pieces(records: Iterable[Record]) -> Iterator[bytes]:
+    """Yield the text of ``write_json`` in pieces, for more records than the memory should hold at once."""
+    before = "[\n"
+    for record in records:
+        yield (before + "    " + _indented(record, 1)).encode("utf-8", "surrogatepass")
+        before = ",\n"
+    yield b"[]\n" if before == "[\n" else b"\n]\n"
+
+
+def _indented(value: Any, level: int) -> str:
+    """Return a JSON value as ``json.dumps(indent=4)`` writes it; that is done in Python, and this mostly in C."""
+    if not value or not isinstance(value, dict | list):
+        return json.dumps(value, ensure_ascii=False)
+    margin = "    " * level
+    if isinstance(value, dict):
+        parts = [f"{json.dumps(key, ensure_ascii=False)}: {_indented(item, level + 1)}" for key, item in value.items()]
+        opening, closing = "{}"
+    else:
+        parts = [_indented(item, level + 1) for item in value]
+        opening, closing = "[]"
+    inner = f",\n{margin}    ".join(parts)
+    return f"{opening}\n{margin}    {inner}\n{margin}{closing}"
+
+
 def write_jsonl(records: Iterable[Record]) -> str:
     """Return one JSON object a line."""
     return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
@@ -102,66 +122,8 @@ def write_jsonl(records: Iterable[Record]) -> str:
 
 def _read_rows(source: str) -> tuple[list[Any], str]:
     source = source_path(source)
-    if is_uri(source):
-        return _read_file(source), source
-    path = Path(source).expanduser()
-    if path.is_dir():
-        path = data_file_of(path)
-    if path.is_file():
-        return _read_file(str(path)), str(path)
-    if not path.exists() and _HUB_ID.fullmatch(source) and not source.endswith(SUFFIXES) and source[0] != ".":
-        return _read_hub(source), source
-    raise DataError(f"{source}: no such file or folder")
-
-
-def _read_file(name: str) -> list[Any]:
-    suffix = Path(name).suffix.lower()
-    if suffix == ".parquet":
-        import pyarrow.parquet as parquet
-
-        try:
-            with open_input(name) as handle:
-                return parquet.read_table(handle).to_pylist()
-        except Exception as error:
-            raise DataError(f"{name}: cannot be read as Parquet: {error}") from error
-    try:
-        with open_input(name) as handle:
-            text = handle.read().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{name}: not UTF-8 text ({error})") from error
-    if suffix == ".jsonl" or (suffix != ".json" and not text.lstrip().startswith("[")):
-        return _parse_lines(text, name)
-    try:
-        content = json.loads(text)
-    except json.JSONDecodeError as error:
-        if "Extra data" in error.msg and text.lstrip().startswith("{"):  # JSON lines under the name .json
-            return _parse_lines(text, name)
-        raise DataError(f"{name}, line {error.lineno}: not valid JSON: {error.msg}") from error
-    if not isinstance(content, list):
-        raise DataError(f"{name}: must hold a JSON list of records, not one {type(content).__name__}")
-    return content
-
-
-def _parse_lines(text: str, name: str) -> list[Any]:
-    rows = []
-    for number, line in enumerate(text.split("\n"), start=1):  # not splitlines(): U+2028 may stand inside a string
-        if line.strip():
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                raise DataError(f"{name}, line {number}: not valid JSON: {error.msg}") from error
-    return rows
-
-
-def _read_hub(name: str) -> list[Any]:
-    import datasets
-
-    try:
-        loaded = datasets.load_dataset(name)
-    except Exception as error:  # the hub client raises dozens of types; all mean that it cannot be read
-        raise DataError(f"{name}: no such file, and not readable as a hub dataset: {error}") from error
-    split = loaded["train"] if "train" in loaded else loaded[next(iter(loaded))]
-    return split.to_list()
+    name, _ = locate(source)
+    return list(read_rows(source)), name
 
 
 def _as_records(row: Any, where: str, need_output: bool) -> list[Record]:

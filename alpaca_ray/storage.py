@@ -7,7 +7,7 @@ import re
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -147,13 +147,19 @@ def claim_output(folder: Path, ours: Sequence[str], *, resume: bool, overwrite: 
     make_folder(folder)
 
 
-def write_atomic(path: Path, content: str | bytes) -> None:
-    """Replace a file in one step: a reader sees the old content or the new one, also after a crash."""
-    data = content.encode("utf-8", "surrogatepass") if isinstance(content, str) else content
+def write_atomic(path: Path, content: str | bytes | Iterable[bytes]) -> None:
+    """Replace a file in one step: a reader sees the old content or the new one, also after a crash.
+
+    ``content`` may come in pieces, for files that are larger than the memory.
+    """
+    if isinstance(content, str):
+        content = content.encode("utf-8", "surrogatepass")
+    pieces = [content] if isinstance(content, bytes) else content
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(data)
+            for piece in pieces:
+                file.write(piece)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~umask())

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from alpaca_ray.generate.budget import Price, Tokens
 from alpaca_ray.generate.journal import Outcome
 from alpaca_ray.generate.process import Step
 
@@ -17,7 +18,8 @@ class Tally:
     def __init__(self) -> None:
         self.requests = 0
         self.failed = 0
-        self.tokens: Counter[str] = Counter()
+        self.tokens = Tokens()
+        self.estimated = Tokens()
         self.failures: Counter[str] = Counter()
         self.failed_in_a_row = 0
         self.last_error = ""
@@ -27,8 +29,8 @@ class Tally:
         for outcome in outcomes:
             self.requests += 1
             self.failures.update(outcome.failures)
-            for name in ("prompt_tokens", "completion_tokens"):
-                self.tokens[name] += outcome.usage.get(name, 0)
+            self.tokens += Tokens.of_usage(outcome.usage)
+            self.estimated += Tokens.of_usage(outcome.estimated)
             if outcome.error is None:
                 self.failed_in_a_row = 0
             else:
@@ -37,13 +39,18 @@ class Tally:
                 self.last_error = f"{outcome.error}: {outcome.message}"
 
     def metrics(self) -> dict[str, Any]:
-        """Return the totals. ``errors`` counts attempts that failed, ``failed`` requests that never succeeded."""
+        """Return the totals.
+
+        ``errors`` counts attempts that failed, ``failed`` requests that never succeeded; ``tokens.estimated`` is what
+        answers without a count took at most.
+        """
         return {
             "requests": self.requests,
             "failed": self.failed,
             "tokens": {
-                "prompt": self.tokens["prompt_tokens"],
-                "completion": self.tokens["completion_tokens"],
+                "prompt": self.tokens.prompt,
+                "completion": self.tokens.completion,
+                "estimated": self.estimated.total,
             },
             "errors": dict(sorted(self.failures.items())),
         }
@@ -84,26 +91,66 @@ class Progress:
         self._seconds = self._processing = 0.0
 
 
-class Waiting:
-    """Says from time to time that nothing has come yet, so that a slow teacher does not look like a run that hangs."""
+class Status:
+    """A line from time to time: how far the run is, what it has cost, and how long it will take.
+
+    It also comes where nothing has happened, so that a slow teacher does not look like a run that hangs.
+    """
 
     def __init__(
-        self, say: Callable[[str], None], *, every: float = 15.0, clock: Callable[[], float] = time.monotonic
+        self,
+        say: Callable[[str], None],
+        *,
+        target: int,
+        kept: int,
+        price: Price | None,
+        max_cost: float | None,
+        every: float = 15.0,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """``every``: seconds without an answer after which a line is printed, and the next one."""
+        """``kept``: records there are at the start. ``every``: seconds between two lines."""
         self._say = say
+        self._target = target
+        self._first = kept
+        self._price = price
+        self._max_cost = max_cost
         self._every = every
         self._clock = clock
-        self._since = clock()
+        self._started = self._said = clock()
 
-    def note(self, *, new: int, under_way: int, answers: int) -> None:
-        """Take note of how many outcomes just came, are being waited for, and have come in all."""
+    def note(self, *, kept: int, requests: int, under_way: int, spent: Tokens) -> None:
+        """Print a line where it is time for one.
+
+        Args:
+            kept: records there are.
+            requests: answered so far, earlier sessions' included.
+            under_way: sent and not come back.
+            spent: tokens so far.
+        """
         now = self._clock()
-        if new:
-            self._since = now
-        elif now - self._since >= self._every:
-            self._since = now
-            self._say(f"waiting: {under_way} requests under way, {answers} answers so far")
+        if now - self._said < self._every:
+            return
+        self._said = now
+        parts = [
+            f"{kept} of {self._target} instructions",
+            f"{requests} requests ({under_way} under way)",
+            f"{spent.total:,} tokens",
+        ]
+        if self._price is not None:
+            limit = "" if self._max_cost is None else f" of {self._max_cost:.2f}"
+            parts.append(f"{self._price.cost(spent):.2f}{limit} US dollars")
+        if kept > self._first:
+            left = (self._target - kept) * (now - self._started) / (kept - self._first)
+            parts.append(f"about {duration(left)} to go")
+        self._say("progress: " + ", ".join(parts))
+
+
+def duration(seconds: float) -> str:
+    """Return a duration in words: ``45 s``, ``12 min``, ``3 h 20 min``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
 class Pace:

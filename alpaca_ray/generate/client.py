@@ -8,21 +8,73 @@ meet (key, model, settings), which stop the run.
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
 from typing import Any
 
+from alpaca_ray.generate.admission import Failure, Grant, Want
+from alpaca_ray.generate.budget import Tokens, prompt_bound
 from alpaca_ray.generate.journal import Outcome
+from alpaca_ray.generate.prompt import Prompt
 from alpaca_ray.generate.teacher import Teacher, fatal, http_client, reason, words
 
+_PATHS = {"chat": "/chat/completions", "completions": "/completions"}
 _FIRST_WAIT = 0.5
 _LONGEST_WAIT = 60.0
 _LEAST_TOKENS = 64
+_LATE = 0.2  # seconds behind its time from which a request under a rate limit asks for another
+_HELD_UP = 10  # times that it does
 _FATAL_STATUS = (401, 403, 404)
+_NOT_COUNTED = ("rate_limit", "length_parameter", "too_long")  # as retries
+# What aiohttp raises where no connection came about. All else may come after the request has left.
+_NEVER_LEFT = frozenset({"ClientConnectorError", "ClientConnectorDNSError", "ConnectionTimeoutError"})
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """What is asked of the model beside the prompt.
+
+    Attributes:
+        parameters: sent as they are (``temperature``, ``top_p``, ``stop``, ``response_format``, ...).
+        max_tokens: the longest answer.
+        extra_body: further fields of the request's body.
+        send_length: False where the endpoint takes no parameter for the longest answer.
+    """
+
+    parameters: Mapping[str, Any]
+    max_tokens: int
+    extra_body: Mapping[str, Any] | None = None
+    send_length: bool = True
+
+
+@dataclass
+class _Endpoint:
+    """A teacher's client, and what it has taught us about itself."""
+
+    teacher: Teacher
+    client: Any
+    length: str = "max_tokens"  # newer models take max_completion_tokens instead
+    answered: bool = False
+
+
+class _AttemptError(Exception):
+    """What a failed attempt means."""
+
+    def __init__(
+        self, kind: str, message: str, *, again: bool = True, lost: bool = False, retry_after: float | None = None
+    ) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.message = message
+        self.again = again
+        self.lost = lost
+        self.retry_after = retry_after
 
 
 class TeacherClient:
@@ -30,8 +82,8 @@ class TeacherClient:
 
     def __init__(
         self,
-        teacher: Teacher,
-        sampling: Mapping[str, Any],
+        teachers: Sequence[Teacher],
+        sampling: Sampling,
         environ: Mapping[str, str],
         *,
         timeout: float | None,
@@ -40,122 +92,170 @@ class TeacherClient:
         """Make a client.
 
         Args:
-            sampling: ``temperature``, ``top_p``, ``max_tokens`` and ``stop``, sent as they are.
+            teachers: the endpoints; a grant names one by its index.
+            environ: where the keys are.
             timeout: seconds for one attempt; None where it may take as long as it does.
-            max_retries: further attempts after the first.
+            max_retries: further attempts after the first; those after a rate limit do not count.
         """
+        import httpx2
         import openai
 
         self._openai = openai
-        self._teacher = teacher
-        self._sampling = dict(sampling)
+        self._response = httpx2.Response
+        self._sampling = sampling
+        self._timeout = timeout
         self._max_retries = max_retries
-        self._client = openai.AsyncOpenAI(
-            **teacher.client_options(environ),
-            timeout=timeout,
-            http_client=http_client(teacher, openai, "DefaultAsync"),
-        )
-        self._not_before = 0.0  # a Retry-After that one request was told holds for all of this client's
-        self._answered = False
+        self._endpoints = [
+            _Endpoint(
+                teacher,
+                openai.AsyncOpenAI(
+                    **teacher.client_options(environ),
+                    timeout=timeout,
+                    http_client=http_client(teacher, openai, "DefaultAio"),
+                ),
+            )
+            for teacher in teachers
+        ]
         self._draining = asyncio.Event()
 
     async def close(self) -> None:
         """Close the connections."""
-        await self._client.close()
+        for endpoint in self._endpoints:
+            await endpoint.client.close()
 
     def drain(self) -> None:
         """Let attempts that are under way come back, and make no further ones."""
         self._draining.set()
 
-    async def ask(self, request_id: int, seed_ids: list[str], prompt_sha: str, prompt: str) -> Outcome | None:
-        """Send one request and return what came of it; None where the client was drained before an answer came.
+    async def ask(
+        self,
+        prompt: Prompt,
+        permit: Callable[[Want], Awaitable[Grant | None]],
+        failed: Callable[[Failure], Awaitable[None]],
+    ) -> Outcome | None:
+        """Send one request and return what came of it; None where the run stopped before an answer came.
+
+        Args:
+            permit: returns the permission for an attempt, or None where there will be none.
+            failed: told of every attempt that brought no answer, before the next one.
 
         Raises:
             TeacherError: the endpoint refuses in a way that every request would meet.
         """
-        started = time.monotonic()
+        started: float | None = None
         failures: Counter[str] = Counter()
-        sampling = dict(self._sampling)
-        error, message = "", ""
-        answer: dict[str, Any] = {}
+        lost = Tokens()
+        held_up = 0
+        sampling = self._sampling
+        bound = prompt_bound(prompt.text)
         while True:
-            if not await self._pause(self._not_before - time.monotonic()):
+            worst = Tokens(bound, sampling.max_tokens)
+            grant = await permit(Want(prompt.request_id, worst))
+            if grant is None:
                 return None
-            try:
-                answer = await self._send(prompt, sampling)
-                self._answered = True
-                error = ""
-                break
-            except (self._openai.APIError, ValueError) as raised:  # ValueError: a body that is no JSON
-                error, message, again, wait = self._judge(raised, sum(failures.values()))
-                failures[error] += 1
-                if error == "too_long" and sampling["max_tokens"] > _LEAST_TOKENS:
-                    # As the original does: ask for less until prompt and answer fit the model's context.
-                    sampling["max_tokens"] = max(_LEAST_TOKENS, int(sampling["max_tokens"] * 0.8))
-                elif not again or sum(failures.values()) > self._max_retries:
-                    break
-                if not await self._pause(wait):
+            going = await self._pause(grant.at - time.time())
+            late = bool(grant.at) and time.time() - grant.at > _LATE and held_up < _HELD_UP
+            if not going or late:
+                await failed(Failure(prompt.request_id, "not_sent"))
+                if not going:
                     return None
-        if not error and answer["text"] is None:
-            error, message = "no_text", "the answer holds no text"
+                held_up += 1
+                continue
+            endpoint = self._endpoints[grant.endpoint]
+            started = started or time.monotonic()
+            try:
+                answer = await self._send(endpoint, prompt.text, sampling)
+                endpoint.answered = True
+                error, message = (None, None) if answer["text"] is not None else _why_no_text(answer)
+                break
+            except _AttemptError as verdict:
+                error, message = verdict.kind, verdict.message
+                failures[error] += 1
+                lost += worst if verdict.lost else Tokens()
+                await failed(Failure(prompt.request_id, error, message, verdict.lost, verdict.retry_after))
+                counted = sum(count for kind, count in failures.items() if kind not in _NOT_COUNTED)
+                answer = {"text": None}
+                if error == "too_long" and sampling.max_tokens > _LEAST_TOKENS:
+                    # As the original does: ask for less until prompt and answer fit the model's context.
+                    sampling = replace(sampling, max_tokens=max(_LEAST_TOKENS, int(sampling.max_tokens * 0.8)))
+                elif not verdict.again or counted > self._max_retries:
+                    break
+                elif error != "length_parameter" and not await self._pause(_wait(failures, verdict.retry_after)):
+                    return None
+        if error is not None and not failures[error]:
             failures[error] += 1
+        answer.pop("refusal", None)
+        failures.pop("length_parameter", None)
+        came = "finish_reason" in answer
+        estimated = _as_usage(_bound(worst, answer["text"])) if came and not answer["usage"] else {}
         return Outcome(
-            request_id=request_id,
-            seed_ids=seed_ids,
-            prompt_sha=prompt_sha,
-            model=self._teacher.model,
+            request_id=prompt.request_id,
+            seed_ids=prompt.seed_ids,
+            prompt_sha=prompt.digest,
+            model=endpoint.teacher.model,
             seconds=round(time.monotonic() - started, 4),
-            error=error or None,
-            message=message if error else None,
+            error=error,
+            message=message,
             failures=dict(failures),
+            estimated=estimated,
+            lost=_as_usage(lost) if lost.total else {},
             **answer,
         )
 
-    async def _send(self, prompt: str, sampling: Mapping[str, Any]) -> dict[str, Any]:
-        if self._teacher.api == "chat":
-            messages: Any = [{"role": "user", "content": prompt}]
-            reply: Any = await self._client.chat.completions.create(
-                model=self._teacher.model, messages=messages, **sampling
-            )
+    async def _send(self, endpoint: _Endpoint, prompt: str, sampling: Sampling) -> dict[str, Any]:
+        teacher = endpoint.teacher
+        length = endpoint.length
+        body: dict[str, Any] = {"model": teacher.model, **sampling.parameters}
+        extra = sampling.extra_body or {}
+        if sampling.send_length:
+            body[length] = sampling.max_tokens
+        if teacher.api == "chat":
+            body["messages"] = [{"role": "user", "content": prompt}]
         else:
-            reply = await self._client.completions.create(model=self._teacher.model, prompt=prompt, **sampling)
-        choices = getattr(reply, "choices", None)
-        usage = getattr(reply, "usage", None)
-        counted = {name: getattr(usage, name, None) for name in ("prompt_tokens", "completion_tokens")}
-        choice = choices[0] if choices else None
-        text = None
-        if choice is not None:
-            text = choice.message.content if self._teacher.api == "chat" else choice.text
-        return {
-            "text": text or None,
-            "finish_reason": getattr(choice, "finish_reason", None),
-            "usage": {name: count for name, count in counted.items() if count is not None},
-        }
+            body["prompt"] = prompt
+        try:
+            # The package's own request method, without its pydantic types: at hundreds of answers a second they are
+            # half of the work.
+            # The package's own time-out starts anew with every byte: an answer that drips would never end.
+            async with asyncio.timeout(self._timeout):
+                path = _PATHS[teacher.api]
+                reply = await endpoint.client.post(path, cast_to=self._response, body={**body, **extra})
+            return _read_answer(json.loads(reply.content))
+        except TimeoutError as error:
+            raise _AttemptError("timeout", "no answer in time", lost=True) from error
+        except (self._openai.APIError, ValueError) as error:  # ValueError: a body that is no JSON, or not the API's
+            raise self._judge(endpoint, error, length) from error
 
-    def _judge(self, error: Any, attempt: int) -> tuple[str, str, bool, float]:
-        """Return an error's kind and words, whether to try again, and how many seconds to wait before."""
+    def _judge(self, endpoint: _Endpoint, error: Any, length: str) -> _AttemptError:
+        """Return what an error means for the request that met it.
+
+        Raises:
+            TeacherError: every request would meet it.
+        """
         openai = self._openai
-        wait = random.uniform(0.5, 1.0) * min(_LONGEST_WAIT, _FIRST_WAIT * 2**attempt)
-        if isinstance(error, openai.APITimeoutError):
-            return "timeout", "no answer in time", True, wait
-        if isinstance(error, openai.APIConnectionError):
-            return "connection", reason(error), True, wait
+        if isinstance(error, openai.APIConnectionError):  # a time-out is one too
+            cause = _innermost(error)
+            # Where the connection broke after the request had left, the endpoint may have answered, and charge for it.
+            lost = type(cause).__name__ not in _NEVER_LEFT
+            if isinstance(cause, TimeoutError):
+                return _AttemptError("timeout", "no answer in time", lost=lost)
+            return _AttemptError("connection", reason(error), lost=lost)
         if not isinstance(error, openai.APIStatusError):
-            return "bad_answer", str(error)[:500], True, wait
+            return _AttemptError("bad_answer", str(error)[:500], lost=True)
         status, said = error.status_code, words(error)
         if status == 429 and getattr(error, "code", None) == "insufficient_quota":
-            raise fatal(self._teacher, error)
+            raise fatal(endpoint.teacher, error)
         if status in (408, 409, 429) or status >= 500:
-            told = retry_after(error.response.headers)
-            if told is not None:
-                wait = max(wait, told)
-                self._not_before = max(self._not_before, time.monotonic() + told)
-            return ("rate_limit" if status == 429 else f"status_{status}"), said, True, wait
+            kind = "rate_limit" if status == 429 else f"status_{status}"
+            return _AttemptError(kind, said, retry_after=retry_after(error.response.headers))
+        if length == "max_tokens" and "max_completion_tokens" in said:
+            endpoint.length = "max_completion_tokens"
+            return _AttemptError("length_parameter", said)
         if "context length" in said or "reduce your prompt" in said.lower():
-            return "too_long", said, False, 0.0
-        if status in _FATAL_STATUS or not self._answered:
-            raise fatal(self._teacher, error)
-        return f"status_{status}", said, False, 0.0
+            return _AttemptError("too_long", said, again=False)
+        if status in _FATAL_STATUS or not endpoint.answered:
+            raise fatal(endpoint.teacher, error)
+        return _AttemptError(f"status_{status}", said, again=False)
 
     async def _pause(self, seconds: float) -> bool:
         """Wait, and return whether to go on: a client that is drained does not."""
@@ -163,6 +263,30 @@ class TeacherClient:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._draining.wait(), seconds)
         return not self._draining.is_set()
+
+
+def _read_answer(reply: Any) -> dict[str, Any]:
+    """Return text, finish reason, usage and refusal of a response; what is missing is None or empty.
+
+    Raises:
+        ValueError: it has not the API's form.
+    """
+    try:
+        choices = reply.get("choices") or [{}]
+        message = choices[0].get("message") or {}
+        text = message.get("content") if message else choices[0].get("text")
+        usage = reply.get("usage") or {}
+        counted = {name: usage.get(name) for name in ("prompt_tokens", "completion_tokens")}
+        if not isinstance(text, str | None) or not all(isinstance(count, int | None) for count in counted.values()):
+            raise ValueError("the answer has a text or a usage of another type than the API's")
+    except (AttributeError, LookupError, TypeError) as error:
+        raise ValueError(f"the answer has not the API's form: {str(reply)[:200]}") from error
+    return {
+        "text": text or None,
+        "finish_reason": choices[0].get("finish_reason"),
+        "usage": {name: count for name, count in counted.items() if count is not None},
+        "refusal": message.get("refusal"),
+    }
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
@@ -177,3 +301,32 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
         return max(0.0, parsedate_to_datetime(headers["retry-after"]).timestamp() - time.time())
     except (KeyError, TypeError, ValueError):
         return None
+
+
+def _innermost(error: BaseException) -> BaseException:
+    """Return aiohttp's own error: the transport between calls a server that hangs up a time-out of the connection."""
+    while error.__cause__ is not None and not type(error).__module__.startswith("aiohttp"):
+        error = error.__cause__
+    return error
+
+
+def _wait(failures: Counter[str], told: float | None) -> float:
+    """Return the seconds before the next attempt: exponential with jitter, and no less than the server asked for."""
+    wait = random.uniform(0.5, 1.0) * min(_LONGEST_WAIT, _FIRST_WAIT * 2 ** (sum(failures.values()) - 1))
+    return max(wait, told or 0.0)
+
+
+def _why_no_text(answer: Mapping[str, Any]) -> tuple[str, str]:
+    if answer["refusal"] or answer["finish_reason"] == "content_filter":
+        return "refusal", answer["refusal"] or "withheld by the endpoint's content filter"
+    return "no_text", "the answer holds no text"
+
+
+def _bound(worst: Tokens, text: str | None) -> Tokens:
+    if text is None:  # it may have thought to the last token
+        return worst
+    return Tokens(worst.prompt, min(worst.completion, len(text.encode("utf-8", "surrogatepass"))))
+
+
+def _as_usage(tokens: Tokens) -> dict[str, int]:
+    return {"prompt_tokens": tokens.prompt, "completion_tokens": tokens.completion}

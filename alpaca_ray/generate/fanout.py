@@ -1,113 +1,140 @@
-"""One bounded round of requests as a Ray Data job: rows with prompts in, answers into the ledger."""
+"""Requests as Ray Data jobs: blocks of request numbers in, answers into the ledger."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import threading
-from collections.abc import Mapping, Sequence
+import uuid
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import ray
 
 from alpaca_ray.errors import TeacherError
-from alpaca_ray.generate.client import TeacherClient
-from alpaca_ray.generate.gate import Gate
-from alpaca_ray.generate.ledger import Permission
-from alpaca_ray.generate.prompt import Prompt
+from alpaca_ray.generate.client import Sampling, TeacherClient
+from alpaca_ray.generate.journal import Outcome
+from alpaca_ray.generate.ledger import StopKind
+from alpaca_ray.generate.permits import FOLLOW_SECONDS, Batcher, Permits
+from alpaca_ray.generate.prompt import PromptMaker
 from alpaca_ray.generate.teacher import Teacher
 
 _SLOTS_PER_CLIENT = 64
-_BLOCKS_AT_ONCE = 4
+_ROWS = 16  # of a block: what Ray Data handles, and keeps statistics of, is blocks
+# Blocks that a client has open, as a multiple of what its share of slots fills: a block is done when its slowest
+# request is, and the others' places must not stay empty until then.
+_OPEN = 8
 _DRIVER_CALLS = 100  # far more than it ever has open
 
 
 class AskTeacher:
-    """The map function: sends a block's prompts. Several calls run at once in an actor and share its slots."""
+    """The map function: sends a block's prompts. Several calls run at once in an actor."""
 
     def __init__(
         self,
         ledger: Any,
-        teacher: Teacher,
-        sampling: Mapping[str, Any],
+        prompts: PromptMaker,
+        teachers: Sequence[Teacher],
+        sampling: Sampling,
         environ: Mapping[str, str],
         timeout: float | None,
         max_retries: int,
-        slots: int,
     ) -> None:
         self._ledger = ledger
-        self._slots = asyncio.Semaphore(slots)
-        self._client = TeacherClient(teacher, sampling, environ, timeout=timeout, max_retries=max_retries)
-        self._gate = Gate(ledger.follow.remote, self._stop)
+        self._prompts = prompts
+        self._name = uuid.uuid4().hex
+        self._client = TeacherClient(teachers, sampling, environ, timeout=timeout, max_retries=max_retries)
+        self._permits = Permits(
+            lambda wants, failures: ledger.push.remote(self._name, wants, failures),
+            lambda seconds: ledger.grants.remote(self._name, seconds),
+            self._stop,
+        )
+        self._outcomes: Batcher[Outcome] = Batcher(lambda outcomes: ledger.record.remote(self._name, outcomes))
         self._tasks: set[asyncio.Future[Any]] = set()
 
     async def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Return the numbers of the requests that were sent. A call that Ray repeats leaves out what is recorded."""
+        """Return the numbers of the requests that were answered. A repeated call leaves out what is recorded."""
         ids = [int(number) for number in batch["request_id"]]
-        missing = await self._ledger.take_in_hand.remote(ids)
-        rows = zip(ids, batch["seed_ids"], batch["prompt_sha"], batch["prompt"], strict=True)
+        missing = await self._ledger.take_in_hand.remote(self._name, ids)
         tasks = [
-            asyncio.ensure_future(self._ask(number, [str(seed) for seed in seeds], str(digest), str(prompt)))
-            for number, seeds, digest, prompt in rows
-            if number in missing
+            asyncio.ensure_future(self._ask(number, shown)) async for number, shown in self._briefed(sorted(missing))
         ]
-        self._tasks.update(tasks)
         sent = await asyncio.gather(*tasks, return_exceptions=True)
-        self._tasks.difference_update(tasks)
         for result in sent:
             if isinstance(result, Exception):
                 raise result
         return {"request_id": [result for result in sent if isinstance(result, int)]}
 
-    async def _ask(self, request_id: int, seed_ids: list[str], digest: str, prompt: str) -> int | None:
-        # Permission before a slot: a request that waits for it must not hold what an earlier one needs.
-        if not await self._gate.admit(request_id):
-            return None
-        async with self._slots:
-            if self._gate.stopping:
-                return None
-            try:
-                outcome = await self._client.ask(request_id, seed_ids, digest, prompt)
-            except TeacherError as error:
-                await self._ledger.fail.remote(error)
-                return None
-            if outcome is None:
-                return None
-            await self._ledger.record.remote(outcome)
-            return request_id
+    async def _briefed(self, ids: list[int]) -> AsyncIterator[tuple[int, Sequence[Any]]]:
+        """Yield requests, and the records that their prompts show, as soon as those are known.
 
-    def _stop(self, permission: Permission) -> None:
+        One at a time: the first ones of a block may have to be answered before the last ones are known.
+        """
+        if not self._prompts.draws:
+            for number in ids:
+                yield number, ()
+            return
+        while ids and not self._permits.stopping:
+            known: dict[int, list[Any]] = await self._ledger.brief.remote(ids, FOLLOW_SECONDS)
+            for number, shown in known.items():
+                yield number, shown
+            ids = [number for number in ids if number not in known]
+
+    async def _ask(self, request_id: int, machine: Sequence[Any]) -> int | None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        try:
+            prompt = self._prompts.make(request_id, machine)
+            outcome = await self._client.ask(prompt, self._permits.get, self._permits.failed)
+        except TeacherError as error:
+            await self._ledger.fail.remote(error)
+            return None
+        if outcome is None:
+            return None
+        await self._outcomes.put(outcome)
+        return request_id
+
+    def _stop(self, kind: StopKind) -> None:
         self._client.drain()
-        if permission.stopping == "drop":
+        if kind == "drop":
             for task in self._tasks:
                 task.cancel()
 
 
 class Round:
-    """A Ray Data job over some prompts, running in a thread beside the driver's loop."""
+    """A Ray Data job over a range of request numbers, running in a thread beside the driver's loop."""
 
     def __init__(
         self,
-        prompts: Sequence[Prompt],
+        ids: range,
         clients: int,
         arguments: Mapping[str, Any],
         slots: int,
         placement: dict[str, str] | None,
+        *,
+        border: int | None = None,
     ) -> None:
         """Start.
 
         Args:
+            ids: the request numbers.
             clients: actors.
             arguments: of ``AskTeacher``.
             slots: requests in flight over all ``clients``.
             placement: labels of the nodes that the actors may run on (see ``client_placement``).
+            border: no block holds numbers from both sides of a multiple of this.
         """
+        self.ids = ids
         self.error: Exception | None = None
-        share = slots // clients
-        rows, calls = blocks(share)
-        self._dataset = ray.data.from_items(
-            [_row(prompt) for prompt in prompts], override_num_blocks=-(-len(prompts) // rows)
-        ).map_batches(
+        calls = open_blocks(slots // clients)
+        tables = [
+            pa.table({"request_id": np.arange(part.start, part.stop, dtype=np.int64)}) for part in blocks(ids, border)
+        ]
+        self._dataset = ray.data.from_arrow(tables).map_batches(
             AskTeacher,
             batch_size=None,
             zero_copy_batch=True,
@@ -115,7 +142,7 @@ class Round:
                 size=clients, max_tasks_in_flight_per_actor=calls, max_concurrent_calls_per_actor=calls
             ),
             num_cpus=0,
-            fn_constructor_kwargs={**arguments, "slots": share},
+            fn_constructor_kwargs=dict(arguments),
             label_selector=placement,
         )
         self._thread = threading.Thread(target=self._run, name="generate-round", daemon=True)
@@ -143,6 +170,7 @@ def quiet_ray_data() -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    context.memory_usage_poll_interval_s = None  # a thread for each open call, in every client
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # warns that there are no bars
 
@@ -152,38 +180,34 @@ def client_count(max_in_flight: int, asked: int | None) -> int:
     return min(asked or -(-max_in_flight // _SLOTS_PER_CLIENT), max_in_flight)
 
 
-def blocks(share: int) -> tuple[int, int]:
-    """Return how many rows a map call has, and how many calls an actor works on at once, for its share of slots.
+def blocks(ids: range, border: int | None = None) -> Iterator[range]:
+    """Yield a range in parts of at most 16, in order; none crosses a multiple of ``border``."""
+    start = ids.start
+    while start < ids.stop:
+        stop = min(start + _ROWS, ids.stop)
+        if border is not None:
+            stop = min(stop, (start // border + 1) * border)
+        yield range(start, stop)
+        start = stop
 
-    Small blocks, in the order of their numbers, and no more of them in an actor than it works on at once: then the
-    lowest number that is still open is always at work or next, and never queues behind ones that wait for it.
-    """
-    rows = max(1, share // _BLOCKS_AT_ONCE)
-    return rows, -(-share // rows) + 1
+
+def open_blocks(share: int) -> int:
+    """Return how many blocks a client works on at once, for its share of slots."""
+    return max(2, _OPEN * share // _ROWS)
 
 
 def ledger_calls(max_in_flight: int, clients: int) -> int:
     """Return how many calls to the ledger may be open at once, those of the driver included."""
-    _, calls = blocks(max_in_flight // clients)
-    # Each slot may wait for its outcome to be written, each map call begin, and each client follow the permission;
-    # twice, because what a client that died has left behind goes only when its time is up.
-    return 2 * (max_in_flight + clients * (calls + 1)) + _DRIVER_CALLS
+    # Each client has a few calls open, and each of its blocks one when it begins; twice, because what a client that
+    # died has left behind goes only when its time is up.
+    return 2 * clients * (open_blocks(max_in_flight // clients) + 10) + _DRIVER_CALLS
 
 
-def client_placement(teacher: Teacher) -> dict[str, str] | None:
-    """Return the labels of the nodes that may hold clients: this one alone where the address means this machine.
+def client_placement(teachers: Sequence[Teacher]) -> dict[str, str] | None:
+    """Return the labels of the nodes that may hold clients: this one alone where an address means this machine.
 
     Any other endpoint is as far from each node: None.
     """
-    if not (teacher.local or teacher.loopback):
+    if not any(teacher.local or teacher.loopback for teacher in teachers):
         return None
     return {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
-
-
-def _row(prompt: Prompt) -> dict[str, Any]:
-    return {
-        "request_id": prompt.request_id,
-        "seed_ids": prompt.seed_ids,
-        "prompt_sha": prompt.digest,
-        "prompt": prompt.text,
-    }

@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from alpaca_ray.errors import DataError, OutputError
-from alpaca_ray.generate import journal
-from alpaca_ray.generate.journal import Header, Outcome
+from alpaca_ray.generate import journal, sent
+from alpaca_ray.generate.budget import Tokens
+from alpaca_ray.generate.journal import Header, Outcomes
 from alpaca_ray.generate.process import Record
-from alpaca_ray.generate.teacher import Teacher
+from alpaca_ray.generate.store import RowStore
 from alpaca_ray.manifest import FILE_NAME as MANIFEST
 from alpaca_ray.manifest import read_manifest
-from alpaca_ray.records import write_json, write_jsonl
-from alpaca_ray.settings.generate import GenerateSettings
+from alpaca_ray.records import json_pieces
 from alpaca_ray.storage import check_output, used_by, write_atomic
 
 STAGE = "generate"
 RECORDS = "regen.json"
 REJECTED = "rejected.jsonl"
 METRICS = "metrics.json"
-OURS = (journal.FILE_NAME, RECORDS, REJECTED, METRICS, MANIFEST)
+OURS = (journal.FILE_NAME, sent.FILE_NAME, RECORDS, REJECTED, METRICS, MANIFEST)
 
 
 @dataclass(frozen=True)
@@ -36,17 +35,19 @@ class FolderState:
         initial: those of them that no answer in the journal made; they stay in front, unchanged.
         header: the journal's; None where there is none yet.
         outcomes: the journal's, in the order they came.
+        lost: tokens, at most, of attempts of earlier sessions that no outcome tells of.
         files: what the folder looked like before it was read (see ``fingerprint``).
     """
 
     records: list[Record] = field(default_factory=list)
     initial: list[Record] = field(default_factory=list)
     header: Header | None = None
-    outcomes: list[Outcome] = field(default_factory=list)
+    outcomes: Outcomes = field(default_factory=Outcomes)
+    lost: Tokens = field(default_factory=Tokens)
     files: frozenset[tuple[str, int, int]] = frozenset()
 
 
-def inspect(folder: Path, *, resume: bool, overwrite: bool) -> FolderState:
+def inspect(folder: Path, *, resume: bool, overwrite: bool, replay: bool = False) -> FolderState:
     """Look at an output folder without touching it.
 
     A folder with ``regen.json`` and nothing else of ours is taken up as the original does, with or without ``resume``.
@@ -63,26 +64,33 @@ def inspect(folder: Path, *, resume: bool, overwrite: bool) -> FolderState:
         )
     files = fingerprint(folder)
     used = {path.name for path in used_by(folder, OURS)}
+    if replay and journal.FILE_NAME not in used:
+        raise OutputError(f"--replay: {folder} holds no {journal.FILE_NAME}: there is nothing to go through")
     take_up = used == {RECORDS} and not overwrite
-    check_output(folder, OURS, resume=resume or take_up, overwrite=overwrite)
+    check_output(folder, OURS, resume=resume or replay or take_up, overwrite=overwrite)
     if overwrite or not used:
         return FolderState(files=files)
-    header = journal.read_header(folder / journal.FILE_NAME)
-    if header is None and used - {RECORDS, journal.FILE_NAME}:
+    contents = journal.read_journal(folder / journal.FILE_NAME)
+    header = contents.header
+    if header is None and replay:
+        raise OutputError(
+            f"--replay: {folder / journal.FILE_NAME} has no complete first line: there is nothing to go through"
+        )
+    if header is None and used - {RECORDS, journal.FILE_NAME, sent.FILE_NAME}:
         raise OutputError(
             f"--resume: {folder} holds {sorted(used)[0]} but no {journal.FILE_NAME}: nothing to go on from; give "
             "--overwrite to start anew, or another folder"
         )
     records = read_regen(folder / RECORDS) if RECORDS in used else []
     if header is None:
-        return FolderState(records, records, files=files)
+        return FolderState(records, records, lost=sent.read_lost(folder / sent.FILE_NAME, ()), files=files)
     if len(records) < header.initial:
         raise OutputError(
             f"--resume: {folder / RECORDS} held {header.initial} records before this run began, and now has "
             f"{len(records)}: put it back, or give --overwrite to start anew"
         )
-    outcomes = list(journal.read_outcomes(folder / journal.FILE_NAME))
-    return FolderState(records, records[: header.initial], header, outcomes, files)
+    lost = sent.read_lost(folder / sent.FILE_NAME, contents.outcomes.ids)
+    return FolderState(records, records[: header.initial], header, contents.outcomes, lost, files)
 
 
 def fingerprint(folder: Path) -> frozenset[tuple[str, int, int]]:
@@ -111,67 +119,16 @@ def read_regen(path: Path) -> list[Record]:
     return content
 
 
-def answer_settings(
-    settings: GenerateSettings, teacher: Teacher, header: str, seeds: Sequence[Mapping[str, Any]]
-) -> dict[str, Any]:
-    """Return all that the answers and their processing depend on, as the journal's header keeps it."""
-    tasks = [[task["instruction"], task.get("input") or "", task["output"]] for task in seeds]
-    return {
-        "model_name": teacher.model,
-        "base_url": teacher.identity,
-        "api": teacher.api,
-        **{
-            name: getattr(settings, name)
-            for name in (
-                "temperature",
-                "top_p",
-                "max_tokens",
-                "num_prompt_instructions",
-                "num_tasks_per_prompt",
-                "max_example_words",
-                "seed",
-                "similarity_threshold",
-            )
-        },
-        "stop": settings.stops(),
-        "prompt_header": _digest(header),
-        "seed_tasks_path": _digest(json.dumps(tasks, ensure_ascii=False)),
-    }
-
-
-def check_same(header: Header, now: Mapping[str, Any], folder: Path) -> None:
-    """Check that a resumed run would ask and decide as the journal's run did.
-
-    Raises:
-        OutputError: settings differ; each is named with both values.
-    """
-    names = [name for name in [*now, *(set(header.settings) - set(now))] if header.settings.get(name) != now.get(name)]
-    if names:
-        differing = ", ".join(
-            f"--{name} (there {header.settings.get(name)!r}, now {now.get(name)!r})" for name in sorted(names)
-        )
-        raise OutputError(
-            f"--resume: the journal in {folder} was made with other settings: {differing}; use the same, or "
-            "--overwrite to start anew, or another folder"
-        )
-
-
-def write_results(
-    folder: Path, records: Sequence[Record], rejected: Iterable[Mapping[str, Any]], metrics: Mapping[str, Any]
-) -> None:
+def write_results(folder: Path, records: RowStore, rejected: RowStore, metrics: Mapping[str, Any]) -> None:
     """Replace ``regen.json``, ``rejected.jsonl`` and ``metrics.json``, each in one step."""
-    write_atomic(folder / RECORDS, write_json(records))
-    write_atomic(folder / REJECTED, write_jsonl(dict(row) for row in rejected))
+    write_atomic(folder / RECORDS, json_pieces(records))
+    write_atomic(folder / REJECTED, rejected.lines())
     write_atomic(folder / METRICS, json.dumps(metrics, indent=2) + "\n")
 
 
-def earlier_seconds(folder: Path) -> float:
-    """Return the seconds that earlier sessions of a run took, as its ``metrics.json`` has them; 0 without one."""
+def earlier_metric(folder: Path, name: str) -> float | None:
+    """Return a number that an earlier session of a run left in its ``metrics.json``; None without one."""
     try:
-        return float(json.loads((folder / METRICS).read_text(encoding="utf-8"))["seconds"])
+        return float(json.loads((folder / METRICS).read_text(encoding="utf-8"))[name])
     except (OSError, ValueError, KeyError, TypeError):
-        return 0.0  # killed before its first checkpoint
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+        return None  # killed before its first checkpoint

@@ -1,18 +1,20 @@
 """The journal: every answer of the teacher, one JSON object a line, durable before it counts.
 
-Line 1 is a header with the settings that shape the answers; each further line is the outcome of one request. A line
-that a crash tore in two is cut off when the journal is opened again.
+Line 1 is a header with the settings that shape the answers and what is made of them; each further line is the outcome
+of one request, or, after a replay, the settings that hold from then on. A line that a crash tore in two is cut off when
+the journal is opened again.
 """
 
 from __future__ import annotations
 
 import json
 import os
+from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from alpaca_ray.errors import DataError, OutputError
 
@@ -30,7 +32,9 @@ class Outcome:
         prompt_sha: digest of the prompt.
         text: the answer; None where there is none, and then ``error`` names the kind and ``message`` the words.
         usage: ``prompt_tokens`` and ``completion_tokens`` as the server counted them; empty where it did not say.
-        seconds: from the first attempt to the outcome, waits included.
+        estimated: the same counts, at most, where the server named none.
+        lost: tokens, at most, of attempts that it may charge for without having answered.
+        seconds: from the first attempt to the outcome, waits between attempts included.
         failures: kind to number of failed attempts, those that a later attempt made good included.
     """
 
@@ -41,6 +45,8 @@ class Outcome:
     text: str | None = None
     finish_reason: str | None = None
     usage: dict[str, int] = field(default_factory=dict)
+    estimated: dict[str, int] = field(default_factory=dict)
+    lost: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
     error: str | None = None
     message: str | None = None
@@ -70,6 +76,10 @@ class Journal:
     def write_header(self, header: Header) -> None:
         """Write the first line."""
         self._write([{"journal": _VERSION, **asdict(header)}])
+
+    def write_settings(self, settings: Mapping[str, Any]) -> None:
+        """Write the settings that take the header's place."""
+        self._write([{"settings": dict(settings)}])
 
     def append(self, outcomes: Iterable[Outcome]) -> None:
         """Write outcomes and return when they are on the disk: one synchronisation for all of them.
@@ -124,43 +134,96 @@ def repair(path: Path) -> int:
         return size - end
 
 
-def read_header(path: Path) -> Header | None:
-    """Return a journal's header; None where there is no journal, or none with a complete first line.
+class Outcomes(Sequence[Outcome]):
+    """The outcomes of a journal, in the order they came; read from the file when they are asked for.
+
+    A long run's answers are gigabytes: only places and numbers are kept, 16 bytes an outcome.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        """Make an empty one; ``path`` is the journal's."""
+        self._path = path
+        self._starts = array("Q")
+        self._ids = array("Q")
+        self._places: dict[int, int] = {}
+
+    @property
+    def ids(self) -> frozenset[int]:
+        """The numbers of the requests."""
+        return frozenset(self._places)
+
+    def add(self, request_id: int, start: int) -> None:
+        """Note where an outcome begins. An actor that died before it heard of it may repeat one: the first counts."""
+        if request_id not in self._places:
+            self._places[request_id] = len(self._ids)
+            self._ids.append(request_id)
+            self._starts.append(start)
+
+    def in_order(self) -> Iterator[Outcome]:
+        """Yield them in the order of their numbers."""
+        return self._read(self._places[number] for number in sorted(self._places))
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    @overload
+    def __getitem__(self, index: int) -> Outcome: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Outcome]: ...
+    def __getitem__(self, index: int | slice) -> Outcome | Sequence[Outcome]:
+        if isinstance(index, slice):
+            return list(self._read(range(*index.indices(len(self)))))
+        return next(self._read([range(len(self))[index]]))
+
+    def __iter__(self) -> Iterator[Outcome]:
+        return self._read(range(len(self)))
+
+    def _read(self, places: Iterable[int]) -> Iterator[Outcome]:
+        if self._path is None:
+            return
+        with self._path.open("rb") as file:
+            for place in places:
+                file.seek(self._starts[place])
+                yield Outcome(**_parse(file.readline(), self._path, 0))
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a journal holds. ``header``: with the settings that hold now; None where there is no complete first line."""
+
+    header: Header | None = None
+    outcomes: Outcomes = field(default_factory=Outcomes)
+
+
+def read_journal(path: Path) -> Contents:
+    """Return a journal's header and outcomes; a torn last line is left out, the file as it is.
 
     Raises:
-        DataError: the first line is no header of ours.
+        DataError: the first line is no header of ours, or another line is damaged.
     """
     if not path.is_file():
-        return None
-    with path.open("rb") as file:
-        line = file.readline()
-    if not line.endswith(b"\n"):
-        return None
-    row = _parse(line, path, 1)
-    if row.get("journal") != _VERSION or not isinstance(row.get("settings"), dict):
-        raise DataError(f"{path}, line 1: not the header of a journal of this version ({_VERSION})")
-    return Header(row["settings"], int(row.get("initial", 0)))
-
-
-def read_outcomes(path: Path) -> Iterator[Outcome]:
-    """Yield a journal's outcomes in the order they came; a torn last line is left out, the file as it is.
-
-    Raises:
-        DataError: another line is damaged.
-    """
-    seen: set[int] = set()
+        return Contents()
+    header: Header | None = None
+    outcomes = Outcomes(path)
+    start = 0
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
-            if number == 1 or not line.endswith(b"\n"):
-                continue
+            if not line.endswith(b"\n"):
+                break
             row = _parse(line, path, number)
-            try:
-                outcome = Outcome(**row)
-            except TypeError as error:
-                raise DataError(f"{path}, line {number}: not the outcome of a request: {error}") from error
-            if outcome.request_id not in seen:  # an actor that died between writing and hearing of it may repeat one
-                seen.add(outcome.request_id)
-                yield outcome
+            if header is None:
+                if row.get("journal") != _VERSION or not isinstance(row.get("settings"), dict):
+                    raise DataError(f"{path}, line 1: not the header of a journal of this version ({_VERSION})")
+                header = Header(row["settings"], int(row.get("initial", 0)))
+            elif isinstance(row.get("settings"), dict):
+                header = Header(row["settings"], header.initial)
+            else:
+                try:
+                    outcomes.add(Outcome(**row).request_id, start)
+                except (TypeError, OverflowError) as error:
+                    raise DataError(f"{path}, line {number}: not the outcome of a request: {error}") from error
+            start += len(line)
+    return Contents(header, outcomes)
 
 
 def _parse(line: bytes, path: Path, number: int) -> dict[str, Any]:

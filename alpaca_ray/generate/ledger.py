@@ -1,31 +1,60 @@
 """The one place where requests are allowed and answers become durable.
 
-A client follows the ``Permission`` before it sends and hands every outcome to ``record``, which returns only when it is
-on the disk. The driver takes outcomes from here, not from the map call: what is inside an unfinished call of Ray Data
-would be lost with it, what is here is not. Knows no Ray; the pipeline runs it as an actor on the driver's node.
+A client pushes its wishes, is granted them within all limits, and hands every outcome to ``record``, which returns only
+when it is on the disk. The driver takes outcomes from here, not from the map call: what is inside an unfinished call of
+Ray Data would be lost with it, what is here is not. Knows no Ray; the session runs it as an actor on the driver's node.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection
+import time
+from collections import defaultdict
+from collections.abc import Collection, Coroutine, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from alpaca_ray.errors import AlpacaRayError, OutputError
-from alpaca_ray.generate.journal import Header, Journal, Outcome
+from alpaca_ray.generate.admission import NEVER, Admission, Endpoint, Failure, Grant, Want
+from alpaca_ray.generate.budget import Budget, Limits, Tokens
+from alpaca_ray.generate.journal import FILE_NAME, Header, Journal, Outcome
+from alpaca_ray.generate.limits import Pacer, Rates
+from alpaca_ray.generate.sent import FILE_NAME as SENT_FILE
+from alpaca_ray.generate.sent import SentLog
 
 StopKind = Literal["drain", "drop"]
 
 
 @dataclass(frozen=True)
-class Permission:
-    """What clients may do: send requests with numbers below ``limit``, and none once the run is ``stopping``."""
+class Terms:
+    """What a run may do.
 
-    limit: int = 0
+    Attributes:
+        endpoints: name, weight and the file its pace is shared through (None: with nobody) of each.
+        spent: tokens of earlier sessions.
+    """
+
+    endpoints: Sequence[tuple[str, float, Path | None]] = (("the teacher", 1.0, None),)
+    rates: Rates = field(default_factory=Rates)
+    max_in_flight: int = 32
+    limits: Limits = field(default_factory=Limits)
+    spent: Tokens = field(default_factory=Tokens)
+
+    def admission(self) -> Admission:
+        """Return what grants requests on these terms."""
+        endpoints = [Endpoint(name, Pacer(self.rates, path), weight) for name, weight, path in self.endpoints]
+        return Admission(endpoints, self.max_in_flight, Budget(self.limits, self.spent))
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a client hears: requests that it may send, whether the run is stopping, and what the time is here."""
+
+    grants: list[Grant]
     stopping: StopKind | None = None
+    now: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -36,65 +65,71 @@ class Delivery:
         outcomes: new ones.
         error: ends the run.
         wants_file: a first answer waits for the journal to be opened.
-        under_way: requests that clients have in hand and may send.
+        under_way: requests that have been sent and not come back.
+        spent: tokens so far; what is under way is not in it.
+        reserved: tokens that what is under way can take at most.
+        exhausted: flag of the budget that is used up.
+        notes: what a person should hear of.
+        trouble: the last failed attempt, in words.
     """
 
     outcomes: list[Outcome]
     error: AlpacaRayError | None
     wants_file: bool
     under_way: int = 0
+    spent: Tokens = field(default_factory=Tokens)
+    reserved: Tokens = field(default_factory=Tokens)
+    exhausted: str | None = None
+    notes: list[str] = field(default_factory=list)
+    trouble: str = ""
 
 
 class Ledger:
     """Journal writer and gate. All methods run on one event loop."""
 
-    def __init__(self) -> None:
+    def __init__(self, terms: Terms | None = None, recorded: Collection[int] = ()) -> None:
+        """``recorded``: requests that have an outcome already."""
+        terms = terms or Terms()
+        self._admission = terms.admission()
+        self._sent = SentLog()
         self._journal: Journal | None = None
         self._unwritten: list[tuple[Outcome, asyncio.Future[None]]] = []
+        self._pending: dict[int, asyncio.Future[None]] = {}
         self._untaken: list[Outcome] = []
         self._taken = 0
-        self._recorded: set[int] = set()
-        self._in_hand: set[int] = set()
-        self._permission = Permission()
+        self._recorded = set(recorded)
+        self._holders: dict[int, str] = {}
+        self._briefs: dict[int, list[dict[str, Any]]] = {}
+        self._outbox: defaultdict[str, list[Grant]] = defaultdict(list)
+        self._stopping: StopKind | None = None
         self._error: AlpacaRayError | None = None
+        self._trouble = ""
         self._changed = asyncio.Condition()
+        self._granted: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
+        self._allowed = asyncio.Event()
         self._writing = asyncio.Lock()
+        self._timer: asyncio.TimerHandle | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._told_exhausted = False
 
-    async def open(self, path: Path, header: Header | None) -> None:
-        """Open the journal, with a header where it is new, and write what has been waiting for it."""
-        self._journal = Journal(path)
+    # --- the driver's side
+
+    async def open(self, folder: Path, header: Header | None) -> None:
+        """Open the run's files, the journal with a header where it is new, and write what has been waiting for it."""
+        self._sent.open(folder / SENT_FILE)
+        self._journal = Journal(folder / FILE_NAME)
         if header is not None:
             self._journal.write_header(header)
         await self._write()
 
-    async def follow(self, known: Permission, timeout: float) -> Permission:
-        """Return what clients may do, waiting up to ``timeout`` seconds for it to differ from what one knows."""
-        async with self._changed:
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait_for(lambda: self._permission != known), timeout)
-        return self._permission
-
-    async def record(self, outcome: Outcome) -> None:
-        """Return when an outcome is durable. Those that come while the disk is busy share its next synchronisation.
-
-        Raises:
-            OutputError: it could not be written.
-        """
-        if outcome.request_id in self._recorded:
-            return
-        written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._unwritten.append((outcome, written))
-        if self._journal is None:
-            await self._notify()
-        else:
-            await self._write()
-        await written
-
-    async def take_in_hand(self, request_ids: Collection[int]) -> set[int]:
-        """Return which of these requests are to be sent: a repeated map call leaves out those with an outcome."""
-        missing = set(request_ids) - self._recorded
-        self._in_hand |= missing
-        return missing
+    async def allow(self, limit: int, briefs: Mapping[int, list[dict[str, Any]]] | None = None) -> None:
+        """Let requests with numbers below ``limit`` be sent. ``briefs``: records that their prompts show."""
+        self._briefs.update(briefs or {})
+        if limit > self._admission.limit:
+            self._admission.limit = limit
+            self._allowed.set()
+            self._allowed = asyncio.Event()
+            self._pump()
 
     async def take(self, seen: int, timeout: float) -> Delivery:
         """Return what is new, waiting up to ``timeout`` seconds for something.
@@ -108,34 +143,160 @@ class Ledger:
             self._taken = seen
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait_for(self._has_news), timeout)
-            outcomes = list(self._untaken)
-            under_way = sum(1 for number in self._in_hand if number < self._permission.limit)
-            return Delivery(outcomes, self._error, self._journal is None and bool(self._unwritten), under_way)
-
-    async def allow(self, limit: int) -> None:
-        """Let requests with numbers below ``limit`` be sent."""
-        if limit > self._permission.limit:
-            self._permission = replace(self._permission, limit=limit)
-            await self._notify()
+            notes, self._admission.notes = self._admission.notes, []
+            self._told_exhausted = self._admission.exhausted is not None
+            return Delivery(
+                list(self._untaken),
+                self._error,
+                self._journal is None and bool(self._unwritten),
+                self._admission.in_flight,
+                self._admission.budget.spent,
+                self._admission.budget.reserved,
+                self._admission.exhausted,
+                notes,
+                self._trouble,
+            )
 
     async def stop(self, kind: StopKind) -> None:
         """Send nothing more; ``drain`` waits for what is under way, ``drop`` does not."""
-        self._permission = replace(self._permission, stopping=kind)
+        self._stopping = kind
+        for event in self._granted.values():
+            event.set()
+        self._allowed.set()
         await self._notify()
+
+    async def close(self) -> None:
+        """Write what is left and close the files."""
+        if self._journal is not None:
+            await self._write()
+            self._journal.close()
+        self._sent.close()
+
+    # --- the clients' side
+
+    async def take_in_hand(self, client: str, request_ids: Collection[int]) -> set[int]:
+        """Return which of these requests a client is to send.
+
+        A map call that Ray repeats leaves out those with an outcome; that it repeats says that the client which had
+        them is gone.
+        """
+        missing = set(request_ids) - self._recorded
+        gone = {self._holders[number] for number in missing if self._holders.get(number, client) != client}
+        try:
+            for other in gone:
+                self._forget(other)
+        except OutputError as error:
+            await self.fail(error)
+        self._holders.update(dict.fromkeys(missing, client))
+        return missing
+
+    async def brief(self, request_ids: Sequence[int], timeout: float) -> dict[int, list[dict[str, Any]]]:
+        """Return the records that the prompts of requests show, of those for which they are known.
+
+        Waits up to ``timeout`` seconds for one of them. All are known, and none will be sent, once the run is stopping.
+        """
+        allowed = self._allowed
+        if min(request_ids) >= self._admission.limit and self._stopping is None:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(allowed.wait(), timeout)
+        limit = self._admission.limit if self._stopping is None else NEVER
+        return {number: self._briefs.get(number, []) for number in request_ids if number < limit}
+
+    async def push(self, client: str, wants: Sequence[Want], failures: Sequence[Failure]) -> None:
+        """Take a client's wishes, and the attempts of it that failed."""
+        freed = []
+        for failure in failures:
+            if self._admission.failed(client, failure) is not None and not failure.lost:
+                freed.append(failure.request_id)
+            if failure.message:
+                self._trouble = f"{failure.kind}: {failure.message}"
+        self._admission.want(client, wants)
+        try:
+            self._sent.freed(freed)
+        except OutputError as error:
+            await self.fail(error)
+        self._pump()
+
+    async def grants(self, client: str, timeout: float) -> Answer:
+        """Return what a client may send, waiting up to ``timeout`` seconds for something."""
+        event = self._granted[client]
+        if not self._outbox[client] and self._stopping is None:
+            event.clear()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(event.wait(), timeout)
+        granted, self._outbox[client] = self._outbox[client], []
+        return Answer(granted, self._stopping, time.time())
+
+    async def record(self, client: str, outcomes: Sequence[Outcome]) -> None:
+        """Return when outcomes are durable. Those that come while the disk is busy share its next synchronisation.
+
+        Raises:
+            OutputError: they could not be written.
+        """
+        loop = asyncio.get_running_loop()
+        waiting = []
+        for outcome in outcomes:
+            spent = Tokens.of_usage(outcome.usage) + Tokens.of_usage(outcome.estimated)
+            self._admission.answered(outcome.request_id, client, spent)
+            if outcome.request_id in self._recorded:
+                continue
+            if outcome.request_id in self._pending:  # of a client that was thought dead
+                waiting.append(self._pending[outcome.request_id])
+                continue
+            written: asyncio.Future[None] = loop.create_future()
+            self._pending[outcome.request_id] = written
+            self._unwritten.append((outcome, written))
+            waiting.append(written)
+        self._pump()  # the slots are free; the disk need not have answered
+        if self._journal is None:
+            await self._notify()
+        else:
+            await self._write()
+        await asyncio.gather(*map(asyncio.shield, waiting))
 
     async def fail(self, error: AlpacaRayError) -> None:
         """Report an error that every request would meet: the run ends with the first of them."""
         self._error = self._error or error
         await self.stop("drop")
 
-    async def close(self) -> None:
-        """Write what is left and close the journal."""
-        if self._journal is not None:
-            await self._write()
-            self._journal.close()
+    def _forget(self, client: str) -> None:
+        held = self._admission.held_by(client)
+        self._admission.forget(client)
+        self._sent.lost(held)
+        self._outbox.pop(client, None)
+
+    def _pump(self) -> None:
+        """Grant what may go now, and look again when there may be more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._stopping is not None:
+            return
+        granted, wait = self._admission.grant()
+        loop = asyncio.get_running_loop()
+        if granted:
+            try:
+                self._sent.sent([(grant.request_id, worst) for _, grant, worst in granted])
+            except OutputError as error:
+                self._later(self.fail(error))
+                return
+            for client, grant, _ in granted:
+                self._outbox[client].append(grant)
+                self._granted[client].set()
+        if self._admission.notes or self._admission.exhausted:
+            self._later(self._notify())
+        if wait < NEVER:
+            self._timer = loop.call_later(max(wait, 0.001), self._pump)
+
+    def _later(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)  # the loop itself keeps no hold of it
+        task.add_done_callback(self._tasks.discard)
 
     def _has_news(self) -> bool:
-        return bool(self._untaken or self._error or (self._journal is None and self._unwritten))
+        waits = self._journal is None and self._unwritten
+        exhausted = self._admission.exhausted and not self._told_exhausted
+        return bool(self._untaken or self._error or waits or self._admission.notes or exhausted)
 
     async def _write(self) -> None:
         async with self._writing:
@@ -147,15 +308,18 @@ class Ledger:
                 await asyncio.get_running_loop().run_in_executor(None, self._journal.append, outcomes)
             except OutputError as error:
                 await self.fail(error)
-                for _, written in batch:
+                for outcome, written in batch:
+                    self._pending.pop(outcome.request_id, None)
                     written.set_exception(error)
                 return
-        self._recorded.update(outcome.request_id for outcome in outcomes)
-        self._in_hand.difference_update(outcome.request_id for outcome in outcomes)
+        for outcome in outcomes:
+            self._pending.pop(outcome.request_id, None)
+            self._recorded.add(outcome.request_id)
+            self._holders.pop(outcome.request_id, None)
+            self._briefs.pop(outcome.request_id, None)
         self._untaken += outcomes
         for _, written in batch:
-            if not written.done():
-                written.set_result(None)
+            written.set_result(None)
         await self._notify()
 
     async def _notify(self) -> None:

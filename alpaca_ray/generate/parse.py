@@ -9,26 +9,13 @@ ends the entry and misnumbers every later one, ``14. Input:`` is no field of tas
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
-from alpaca_ray.generate.prompt import NO_INPUT
-from alpaca_ray.novelty.rejected import Reason
+from alpaca_ray.generate.entry import Entry, task_entry
 
 # A separator is a line of nothing but "###", or "###" right before a numbered instruction.
 _SEPARATOR = re.compile(r"^[ \t]*###[ \t]*$|###\s*(?=\d+\.\s+Instruction:)", re.MULTILINE)
 _HEADING = re.compile(r"(?<!\d)(\d+)\.\s+Instruction:")
 _LINE_HEADING = re.compile(r"^[ \t]*(\d+)\.\s+Instruction:", re.MULTILINE)
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One piece of an answer: a task, or, where ``problem`` is set, text that is none."""
-
-    text: str
-    instruction: str = ""
-    input: str = ""
-    output: str = ""
-    problem: Reason | None = None
 
 
 def parse_answer(text: str, *, first_number: int, finish_reason: str | None) -> list[Entry]:
@@ -74,4 +61,4 @@ def _parse_piece(piece: str) -> Entry:
     if fields[1::2] != ["Instruction", "Input", "Output"]:
         return Entry(piece, problem="unparsable")
     instruction, given, output = (field.strip() for field in fields[2::2])
-    return Entry(piece, instruction, "" if given.lower() == NO_INPUT else given, output)
+    return task_entry(piece, instruction, given, output)

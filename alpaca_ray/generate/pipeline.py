@@ -12,10 +12,12 @@ from alpaca_ray import cluster
 from alpaca_ray.console import say, show_settings
 from alpaca_ray.generate.claim import Claim
 from alpaca_ray.generate.fanout import quiet_ray_data
-from alpaca_ray.generate.folder import RECORDS
+from alpaca_ray.generate.folder import RECORDS, earlier_metric
+from alpaca_ray.generate.journal import FILE_NAME as JOURNAL
+from alpaca_ray.generate.journal import read_journal
 from alpaca_ray.generate.run import make_plan
 from alpaca_ray.generate.session import Session
-from alpaca_ray.generate.teacher import Teacher, choose_teacher, probe
+from alpaca_ray.generate.teacher import Teacher, choose_teachers, probe, recorded_teacher
 from alpaca_ray.manifest import FILE_NAME as MANIFEST
 from alpaca_ray.settings.generate import GenerateSettings
 from alpaca_ray.storage import location, resolve_output
@@ -31,12 +33,15 @@ def generate(settings: GenerateSettings) -> Path:
         UserError: bad input; nothing has been written, and no folder touched.
         GenerationError: the target is out of reach; what there is has been written.
     """
+    if settings.replay:
+        return _replay(settings)
     plan = make_plan(settings)
-    teacher = choose_teacher(settings, os.environ)
+    teachers = choose_teachers(settings, os.environ)
     folder = resolve_output(settings.output_dir)
-    if not teacher.local:
-        teacher = probe(teacher, os.environ)
-    state = plan.look_at(folder, teacher)
+    if not teachers[0].local:
+        teachers = [probe(teacher, os.environ) for teacher in teachers]
+    plan.price(teachers)  # an unknown one is an error, before anything is asked
+    state = plan.look_at(folder, teachers)
     show_settings("generate", settings)
     say(f"Loaded {len(plan.seeds)} human-written seed instructions")
     if state.records:
@@ -47,31 +52,54 @@ def generate(settings: GenerateSettings) -> Path:
         say(f"{folder / RECORDS} already holds {len(state.records)} instructions: nothing to do")
         say(f"result: {location(folder / RECORDS)}")
         return folder
+    if settings.num_shards > 1:  # the pool's actors
+        cluster.connect(show_workers=False)
 
-    processor = plan.processor(state)
+    processor = plan.processor(state, folder)
     if state.outcomes:
         say(f"Took up {len(state.outcomes)} answers from the journal: {len(processor.records)} instructions so far")
     if processor.done:  # extras in the journal are enough: no cluster, no teacher
         with Claim(folder, state, overwrite=settings.overwrite) as claim:
-            Session(plan, teacher, claim, state, processor).go()
+            Session(plan, teachers, claim, state, processor).go()
         return folder
     cluster.connect(show_workers=False)
     on_cluster = resolve_output(settings.output_dir, several_nodes=cluster.node_count() > 1)
     if on_cluster != folder:
         folder = on_cluster
-        state = plan.look_at(folder, teacher)
-        processor = plan.processor(state)
+        state = plan.look_at(folder, teachers)
+        processor = plan.processor(state, folder)
     quiet_ray_data()
-    with Claim(folder, state, overwrite=settings.overwrite) as claim, _running(teacher, settings) as ready:
+    with Claim(folder, state, overwrite=settings.overwrite) as claim, _running(teachers, settings) as ready:
         Session(plan, ready, claim, state, processor).go()
     return folder
 
 
+def _replay(settings: GenerateSettings) -> Path:
+    """Go through a journal again with the filters and the novelty rule of ``settings``; nobody is asked anything."""
+    folder = resolve_output(settings.output_dir)
+    header = read_journal(folder / JOURNAL).header
+    target = earlier_metric(folder, "target")
+    if target is not None and not settings.was_given("num_instructions_to_generate"):
+        settings = settings.model_copy(update={"num_instructions_to_generate": int(target)})
+    plan = make_plan(settings) if header is None else make_plan(settings, journal_settings=header.settings)
+    teachers = [] if header is None else [recorded_teacher(header.settings, settings.api_key_env)]
+    state = plan.look_at(folder, teachers)
+    show_settings("generate", settings)
+    if settings.num_shards > 1:
+        cluster.connect(show_workers=False)
+    processor = plan.processor(state, folder)
+    say(f"Went through {processor.next_id} answers of the journal: {len(processor.records)} instructions")
+    with Claim(folder, state, overwrite=False) as claim:
+        Session(plan, teachers, claim, state, processor).go()
+    return folder
+
+
 @contextmanager
-def _running(teacher: Teacher, settings: GenerateSettings) -> Iterator[Teacher]:
-    """Yield the teacher with an address that answers: the local one is started here and stopped at the end."""
+def _running(teachers: list[Teacher], settings: GenerateSettings) -> Iterator[list[Teacher]]:
+    """Yield the teachers with addresses that answer: the local one is started here and stopped at the end."""
+    teacher = teachers[0]
     if not teacher.local:
-        yield teacher
+        yield teachers
         return
     from alpaca_ray.serve.local import local_server
     from alpaca_ray.settings.serve import ServeArgs
@@ -84,4 +112,4 @@ def _running(teacher: Teacher, settings: GenerateSettings) -> Iterator[Teacher]:
     say("starting the embedded model as teacher")
     rows = min(settings.max_in_flight, _LOCAL_BATCH)
     with local_server(ServeArgs.parse({"base_model": teacher.model, "max_batch_size": rows})) as url:
-        yield replace(teacher, base_url=url)
+        yield [replace(teacher, base_url=url)]

@@ -6,18 +6,36 @@ they came, nor on how many were under way.
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
-from alpaca_ray.generate.filters import reason_to_reject
+from alpaca_ray.generate.answers import AnswerReader
+from alpaca_ray.generate.entry import Entry
 from alpaca_ray.generate.journal import Outcome
-from alpaca_ray.generate.parse import Entry, parse_answer
-from alpaca_ray.novelty.filter import Decision, NoveltyFilter
-from alpaca_ray.novelty.rejected import REASONS, rejected_row
+from alpaca_ray.generate.store import RowStore
+from alpaca_ray.novelty.filter import Decision
+from alpaca_ray.novelty.rejected import REASONS, Reason, rejected_row
 
 Record = dict[str, Any]
+
+
+class Novelty(Protocol):
+    """Decides instruction by instruction; what is kept joins the pool (see ``NoveltyFilter``)."""
+
+    def decide(self, candidates: Iterable[str], /) -> Iterable[Decision]:
+        """Yield a decision for each candidate, as if they came one by one."""
+        ...
+
+
+class Decontaminator(Protocol):
+    """Knows the prompts of evaluation sets."""
+
+    def nearest(self, instruction: str, input: str, /) -> tuple[str, float] | None:
+        """Return the prompt that a record is too near to, with the similarity; None where there is none."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -26,6 +44,19 @@ class Step:
 
     generated: int
     kept: int
+
+
+@dataclass(frozen=True)
+class _Read:
+    """An entry of an answer, why it is dropped before novelty is asked, and the evaluation prompt it is too near to."""
+
+    entry: Entry
+    reason: Reason | None
+    near: tuple[str, float] | None
+
+    @property
+    def is_candidate(self) -> bool:
+        return self.reason is None and self.near is None
 
 
 class Processor:
@@ -40,23 +71,31 @@ class Processor:
     def __init__(
         self,
         *,
-        seeds: Sequence[Mapping[str, Any]],
-        initial: Sequence[Record],
+        records: RowStore,
+        rejected: RowStore,
         target: int,
-        first_number: int,
-        threshold: float,
-        workers: int = -1,
+        reader: AnswerReader,
+        novelty: Novelty,
+        decontaminator: Decontaminator | None = None,
     ) -> None:
-        self.records: list[Record] = list(initial)
-        self.rejected: list[dict[str, Any]] = []
+        """Make a processor.
+
+        Args:
+            records: holds what ``regen.json`` held before, which counts towards ``target``; kept records join it.
+            rejected: takes rows for ``rejected.jsonl``.
+            novelty: knows the instructions of the seed tasks and of ``records`` already.
+        """
+        self.records = records
+        self.rejected = rejected
         self.reasons: Counter[str] = Counter()
         self.next_id = 0
-        self._initial = len(initial)
+        self._initial = len(records)
         self._target = target
-        self._first_number = first_number
+        self._reader = reader
+        self._novelty = novelty
+        self._decontaminator = decontaminator
         self._waiting: dict[int, Outcome] = {}
-        known = [str(task["instruction"]) for task in [*seeds, *initial]]
-        self._novelty = NoveltyFilter(known, threshold=threshold, workers=workers)
+        self._sizes = array("Q", [len(records)])  # of the pool before each request, and now
 
     @property
     def done(self) -> bool:
@@ -83,33 +122,71 @@ class Processor:
         """Return the outcome that is to be processed next, or None where it has not come or nothing is missing."""
         return None if self.done else self._waiting.get(self.next_id)
 
-    def step(self) -> Step:
-        """Process the next outcome. Stops at the very entry that reaches the target: the rest stays in the journal."""
-        outcome = self._waiting.pop(self.next_id)
-        self.next_id += 1
-        if outcome.text is None:
-            return Step(0, 0)
-        entries = parse_answer(outcome.text, first_number=self._first_number, finish_reason=outcome.finish_reason)
-        reasons = [reason_to_reject(entry) for entry in entries]
-        decisions = iter(
-            self._novelty.decide(
-                entry.instruction for entry, reason in zip(entries, reasons, strict=True) if not reason
-            )
-        )
+    @property
+    def ready(self) -> int:
+        """How many outcomes have been offered and not been processed."""
+        return len(self._waiting)
+
+    def process(self) -> None:
+        """Process whatever can be."""
+        while self.next_outcome() is not None:
+            for _ in self.steps():
+                pass
+
+    def records_before(self, request_id: int) -> int:
+        """Return how many records there were when exactly the requests below ``request_id`` had been processed.
+
+        Raises:
+            IndexError: they have not all been processed yet.
+        """
+        return self._sizes[request_id]
+
+    def steps(self, most: int = 256) -> Iterator[tuple[Outcome, Step]]:
+        """Process the next outcomes, at most so many, and yield each with what it brought.
+
+        All of their instructions are compared with the pool at once. Stops at the very entry that reaches the target:
+        the rest stays in the journal. A caller must not stop in the middle.
+        """
+        outcomes: list[Outcome] = []
+        while not self.done and len(outcomes) < most and self.next_id + len(outcomes) in self._waiting:
+            outcomes.append(self._waiting.pop(self.next_id + len(outcomes)))
+        answers = [[] if outcome.text is None else self._read(outcome.text, outcome) for outcome in outcomes]
+        candidates = [found.entry.instruction for answer in answers for found in answer if found.is_candidate]
+        decisions = iter(self._novelty.decide(candidates))
+        for place, (outcome, answer) in enumerate(zip(outcomes, answers, strict=True)):
+            if self.done:
+                self._waiting.update((later.request_id, later) for later in outcomes[place:])
+                return
+            self.next_id += 1
+            step = self._take(outcome.request_id, answer, decisions)
+            self._sizes.append(len(self.records))
+            yield outcome, step
+
+    def _read(self, text: str, outcome: Outcome) -> list[_Read]:
+        read = self._reader.read(text, outcome.finish_reason)
+        return [_Read(entry, reason, self._contamination(entry) if reason is None else None) for entry, reason in read]
+
+    def _take(self, request_id: int, answer: Sequence[_Read], decisions: Iterator[Decision]) -> Step:
         generated, before = 0, len(self.records)
-        for number, (entry, reason) in enumerate(zip(entries, reasons, strict=True)):
+        for number, found in enumerate(answer):
             if self.done:
                 break
-            if reason is not None:
-                self._reject(outcome.request_id, number, entry, reason)
+            if found.reason is not None:
+                self._reject(request_id, number, found.entry, found.reason)
                 continue
             generated += 1
+            if found.near is not None:
+                self._reject(request_id, number, found.entry, "contaminated", *found.near)
+                continue
             decision = next(decisions)
             if decision.keep:
-                self.records.append(_record(entry, decision))
+                self.records.append(_record(found.entry, decision))
             else:
-                self._reject(outcome.request_id, number, entry, "too_similar", decision)
+                self._reject(request_id, number, found.entry, "too_similar", *_nearest(decision))
         return Step(generated, len(self.records) - before)
+
+    def _contamination(self, entry: Entry) -> tuple[str, float] | None:
+        return self._decontaminator.nearest(entry.instruction, entry.input) if self._decontaminator else None
 
     def counts(self) -> dict[str, Any]:
         """Return the account: entries attempted = kept + the sum of rejected."""
@@ -120,9 +197,14 @@ class Processor:
         }
 
     def _reject(
-        self, request_id: int, number: int, entry: Entry, reason: Any, decision: Decision | None = None
+        self,
+        request_id: int,
+        number: int,
+        entry: Entry,
+        reason: Reason,
+        most_similar: str | None = None,
+        score: float | None = None,
     ) -> None:
-        nearest = next(iter(decision.most_similar.items())) if decision else (None, None)
         self.reasons[reason] += 1
         self.rejected.append(
             rejected_row(
@@ -133,17 +215,20 @@ class Processor:
                 input=entry.input,
                 output=entry.output,
                 text=entry.text if entry.problem else "",
-                most_similar=nearest[0],
-                score=nearest[1],
+                most_similar=most_similar,
+                score=score,
             )
         )
 
 
+def _nearest(decision: Decision) -> tuple[str | None, float | None]:
+    return next(iter(decision.most_similar.items()), (None, None))
+
+
 def _record(entry: Entry, decision: Decision) -> Record:
-    return {
-        "instruction": entry.instruction,
-        "input": entry.input,
-        "output": entry.output,
-        "most_similar_instructions": decision.most_similar,
-        "avg_similarity_score": decision.average,
-    }
+    record: Record = {"instruction": entry.instruction, "input": entry.input, "output": entry.output}
+    if decision.most_similar or decision.average is not None:
+        record["most_similar_instructions"] = decision.most_similar
+    if decision.average is not None:
+        record["avg_similarity_score"] = decision.average
+    return record

@@ -2,64 +2,115 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from alpaca_ray.generate.folder import FolderState, answer_settings, check_same, inspect
-from alpaca_ray.generate.journal import Header
+from alpaca_ray.errors import SettingsError
+from alpaca_ray.generate import identity
+from alpaca_ray.generate.answers import AnswerReader
+from alpaca_ray.generate.budget import Limits, Price, Tokens, price_of
+from alpaca_ray.generate.client import Sampling
+from alpaca_ray.generate.folder import FolderState, inspect
+from alpaca_ray.generate.journal import Header, Outcome
+from alpaca_ray.generate.ledger import Terms
+from alpaca_ray.generate.limits import Rates, shared_path
 from alpaca_ray.generate.process import Processor
 from alpaca_ray.generate.prompt import PromptMaker, eligible_seeds, load_header
-from alpaca_ray.generate.teacher import Teacher
+from alpaca_ray.generate.store import RowStore
+from alpaca_ray.generate.teacher import Teacher, is_openai
+from alpaca_ray.models import cache_folder
+from alpaca_ray.novelty.decontaminate import Decontaminator, evaluation_prompts
+from alpaca_ray.novelty.filter import NoveltyFilter
 from alpaca_ray.records import Record, read_seed_tasks
 from alpaca_ray.settings.generate import GenerateSettings
 
+_AT_ONCE = 256  # answers that are processed together
 _REQUESTS_BEFORE_GIVING_UP = 100
 _REQUESTS_PER_INSTRUCTION = 20
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Seeds and prompts of a run, the same for the same settings."""
+    """Seeds and prompts of a run, the same for the same settings.
+
+    ``journal_settings``: of a run that is replayed; what its answers depend on is theirs.
+    """
 
     settings: GenerateSettings
     seeds: Sequence[Record]
     header: str
     prompts: PromptMaker
+    journal_settings: Mapping[str, Any] | None = None
+    decontaminator: Decontaminator | None = None
 
-    def answer_settings(self, teacher: Teacher) -> dict[str, Any]:
-        """Return what the answers depend on, for the journal's header and for ``run.json``."""
-        return answer_settings(self.settings, teacher, self.header, self.seeds)
+    def answer_settings(self, teachers: Sequence[Teacher]) -> dict[str, Any]:
+        """Return what the answers and their processing depend on, for the journal's header and for ``run.json``."""
+        asked = self.journal_settings or identity.asking(self.settings, teachers, self.header, self.seeds)
+        return {**asked, **identity.deciding(self.settings)}
 
-    def look_at(self, folder: Path, teacher: Teacher) -> FolderState:
+    def look_at(self, folder: Path, teachers: Sequence[Teacher]) -> FolderState:
         """Return what an output folder holds, where this run may use it (see ``folder.inspect`` for errors)."""
-        state = inspect(folder, resume=self.settings.resume, overwrite=self.settings.overwrite)
+        settings = self.settings
+        state = inspect(folder, resume=settings.resume, overwrite=settings.overwrite, replay=settings.replay)
         if state.header is not None:
-            check_same(state.header, self.answer_settings(teacher), folder)
+            if settings.replay:
+                now = identity.asking(settings, teachers, self.header, self.seeds)
+                identity.check_replayable(state.header, settings, now, folder)
+            else:
+                identity.check_same(state.header, self.answer_settings(teachers), folder)
         return state
 
-    def journal_header(self, state: FolderState, teacher: Teacher) -> Header | None:
+    def journal_header(self, state: FolderState, teachers: Sequence[Teacher]) -> Header | None:
         """Return the header that a new journal needs; None where there is one."""
         if state.header is not None:
             return None
-        return Header(self.answer_settings(teacher), initial=len(state.initial))
+        return Header(self.answer_settings(teachers), initial=len(state.initial))
 
-    def processor(self, state: FolderState) -> Processor:
-        """Return a decision maker that has gone through what the journal holds."""
+    def processor(self, state: FolderState, folder: Path) -> Processor:
+        """Return a decision maker that has gone through what the journal holds.
+
+        Args:
+            folder: rows wait on its disk until they are written into it.
+        """
+        records = RowStore(folder)
+        for record in state.initial:
+            records.append(record)
         processor = Processor(
-            seeds=self.seeds,
-            initial=state.initial,
+            records=records,
+            rejected=RowStore(folder),
             target=self.settings.num_instructions_to_generate,
-            first_number=self.settings.num_prompt_instructions + 1,
-            threshold=self.settings.similarity_threshold,
-            workers=self.settings.num_cpus or -1,
+            reader=AnswerReader(self.settings, first_number=self.prompts.first_number),
+            novelty=self._novelty([str(task["instruction"]) for task in (*self.seeds, *state.initial)]),
+            decontaminator=self.decontaminator,
         )
-        processor.offer(state.outcomes)
-        while processor.next_outcome() is not None:
-            processor.step()
+        for outcome in state.outcomes.in_order():
+            if processor.done:
+                break
+            processor.offer([outcome])
+            if processor.ready >= _AT_ONCE:
+                processor.process()
+        processor.process()
         return processor
+
+    def _novelty(self, known: list[str]) -> NoveltyFilter:
+        """Return the novelty rule; where its pool is spread over actors, Ray must be there."""
+        settings = self.settings
+        make_shard = None
+        if settings.num_shards > 1:
+            from alpaca_ray.dedup.actors import shard_maker
+
+            make_shard = shard_maker()
+        return NoveltyFilter(
+            known,
+            threshold=settings.similarity_threshold,
+            workers=settings.num_cpus or -1,
+            stats=settings.similarity_stats,
+            tokenizer=settings.tokenizer,
+            make_shard=make_shard,
+            num_shards=settings.num_shards,
+        )
 
     def request_limit(self, state: FolderState) -> int:
         """Return after how many requests in all the run ends, target or not."""
@@ -70,36 +121,116 @@ class Plan:
 
     def expected_yield(self) -> float:
         """Return how many records a request may be expected to bring before any has come back."""
-        return 0.5 * (self.settings.num_tasks_per_prompt - self.settings.num_prompt_instructions)
+        return 0.5 * self.prompts.new_tasks
 
-    def sampling(self) -> dict[str, Any]:
-        """Return the sampling parameters of a request."""
+    def sampling(self, api: str) -> Sampling:
+        """Return what is asked of the model beside the prompt, through ``api``."""
         settings = self.settings
-        return {
+        parameters = {
             "temperature": settings.temperature,
             "top_p": settings.top_p,
-            "max_tokens": settings.max_tokens,
             "stop": settings.stops() or None,
+            **self.prompts.answer_parameters(),
+            **settings.compat_parameters(api),
         }
+        dropped = set(settings.drop_params or ())
+        return Sampling(
+            {name: value for name, value in parameters.items() if name not in dropped and value is not None},
+            settings.max_tokens,
+            settings.extra_body,
+            send_length="max_tokens" not in dropped,
+        )
+
+    def price(self, teachers: Sequence[Teacher]) -> Price | None:
+        """Return what the teachers' tokens cost, the dearest's where they differ; None where one's is unknown.
+
+        Raises:
+            SettingsError: ``max_cost`` is given and the price is unknown.
+        """
+        settings = self.settings
+        prices = [price_of(one.model, settings.prices, openai=is_openai(one.base_url)) for one in teachers]
+        known = [price for price in prices if price is not None]
+        if len(known) == len(prices):
+            return Price(max(price.prompt for price in known), max(price.completion for price in known))
+        if settings.max_cost is not None:
+            model = next(one.model for one, price in zip(teachers, prices, strict=True) if price is None)
+            raise SettingsError(
+                f"--max_cost needs the price of {model}: give it with --prices '{{\"{model}\": [PROMPT, ANSWER]}}' (US "
+                "dollars for a million tokens)"
+            )
+        return None
+
+    def terms(self, state: FolderState, teachers: Sequence[Teacher], environ: Mapping[str, str]) -> Terms:
+        """Return what the run may do, and has spent already."""
+        settings = self.settings
+        rates = Rates(settings.requests_per_second, settings.requests_per_minute, settings.tokens_per_minute)
+        shared = [
+            shared_path(cache_folder(), one.base_url, one.key(environ)) if rates.any else None for one in teachers
+        ]
+        return Terms(
+            [(one.base_url or one.model, one.weight, path) for one, path in zip(teachers, shared, strict=True)],
+            rates,
+            settings.max_in_flight,
+            Limits(self.price(teachers), settings.max_cost, settings.max_tokens_total),
+            spent(state),
+        )
 
 
-def make_plan(settings: GenerateSettings) -> Plan:
+def make_plan(settings: GenerateSettings, *, journal_settings: Mapping[str, Any] | None = None) -> Plan:
     """Read the seed tasks and the prompt's header.
+
+    Args:
+        journal_settings: of the journal that is to be replayed: what is asked is as there, where nothing else is given.
 
     Raises:
         DataError: either cannot be read, or there are too few seed tasks.
     """
+    if journal_settings is not None:
+        asked = {name: journal_settings[name] for name in identity.ASKING if name in journal_settings}
+        settings = settings.model_copy(
+            update={name: value for name, value in asked.items() if not settings.was_given(name)}
+        )
     seeds = read_seed_tasks(settings.seed_tasks_path)
-    header = load_header(settings.prompt_header, settings.num_tasks_per_prompt)
-    examples = eligible_seeds(seeds, examples=settings.num_prompt_instructions, max_words=settings.max_example_words)
-    prompts = PromptMaker(header, examples, settings.num_prompt_instructions, settings.seed)
-    return Plan(settings, seeds, header, prompts)
+    evolving = settings.strategy == "evolve"
+    shown = 1 if evolving else settings.num_prompt_instructions
+    new_tasks = 1 if evolving else settings.num_tasks_per_prompt - shown
+    header = load_header(
+        settings.prompt_header,
+        settings.num_tasks_per_prompt,
+        new_tasks,
+        strategy=settings.strategy,
+        response_format=settings.response_format,
+    )
+    prompts = PromptMaker(
+        header,
+        eligible_seeds(seeds, examples=shown, max_words=settings.max_example_words),
+        shown,
+        settings.seed,
+        settings.response_format,
+        settings.strategy,
+        settings.machine_examples,
+        new_tasks,
+        settings.max_example_words,
+    )
+    return Plan(settings, seeds, header, prompts, journal_settings, _decontaminator(settings))
 
 
-def request_ids(state: FolderState) -> Iterator[int]:
-    """Yield the request numbers that have no outcome in the journal, in order."""
-    known = {outcome.request_id for outcome in state.outcomes}
-    return (number for number in itertools.count() if number not in known)
+def _decontaminator(settings: GenerateSettings) -> Decontaminator | None:
+    """Return what knows the evaluation sets' prompts; None where there are none."""
+    if not settings.decontaminate:
+        return None
+    prompts = [prompt for source in settings.decontaminate for prompt in evaluation_prompts(source)]
+    return Decontaminator(prompts, threshold=settings.similarity_threshold, tokenizer_name=settings.tokenizer)
+
+
+def spent(state: FolderState) -> Tokens:
+    """Return the tokens that earlier sessions used; what was under way when they ended counts in full."""
+    return sum((outcome_tokens(outcome) for outcome in state.outcomes), state.lost)
+
+
+def outcome_tokens(outcome: Outcome) -> Tokens:
+    """Return the tokens that a request took, at most where the endpoint did not say."""
+    return sum(map(Tokens.of_usage, (outcome.usage, outcome.estimated, outcome.lost)), Tokens())
 
 
 def shown(rejected: Mapping[str, int]) -> str:

@@ -1,10 +1,10 @@
-"""One session of a run: rounds of requests through Ray Data, one ledger, one decision maker in the driver."""
+"""One session of a run: requests through Ray Data, one ledger, one decision maker in the driver."""
 
 from __future__ import annotations
 
-import itertools
 import os
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -14,21 +14,25 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from alpaca_ray.console import say
 from alpaca_ray.errors import ClusterError, GenerationError
-from alpaca_ray.generate import journal
-from alpaca_ray.generate.account import Pace, Progress, Tally, Waiting
+from alpaca_ray.generate.account import Pace, Progress, Status, Tally
+from alpaca_ray.generate.briefs import Briefs
+from alpaca_ray.generate.budget import Tokens
 from alpaca_ray.generate.claim import Claim
 from alpaca_ray.generate.fanout import Round, client_count, client_placement, ledger_calls
-from alpaca_ray.generate.folder import METRICS, RECORDS, REJECTED, STAGE, FolderState, earlier_seconds, write_results
-from alpaca_ray.generate.ledger import Delivery, Ledger, StopKind
+from alpaca_ray.generate.folder import FolderState, earlier_metric
+from alpaca_ray.generate.journal import FILE_NAME as JOURNAL
+from alpaca_ray.generate.journal import Journal
+from alpaca_ray.generate.ledger import Delivery, Ledger, StopKind, Terms
 from alpaca_ray.generate.process import Processor
-from alpaca_ray.generate.prompt import SHIPPED_HEADERS
-from alpaca_ray.generate.run import Plan, request_ids, shown
+from alpaca_ray.generate.result import Result
+from alpaca_ray.generate.run import Plan
 from alpaca_ray.generate.teacher import Teacher
-from alpaca_ray.manifest import write_manifest
-from alpaca_ray.records import source_path
-from alpaca_ray.storage import location
 
-_LONGEST_ROUND = 4096  # rows of one Ray Data job: bounds what its driver keeps
+# Rows of one Ray Data job: its driver keeps statistics of every block (ray#66016), so there are several, one after the
+# other; each starts its own client processes, so they are long, and the next one starts before the last one ends.
+_LONGEST_ROUND = 32768
+_START_AHEAD = 10.0  # seconds before a round is used up that the next one starts
+_FURTHEST_AHEAD = 65536  # requests beyond the one that is needed next: those that come early wait in memory
 _TAKE_SECONDS = 1.0
 _JOIN_SECONDS = 10.0
 _CHECKPOINT_SECONDS = 10.0
@@ -39,39 +43,60 @@ _MIN_FAILED_IN_A_ROW = 20
 class Session:
     """One session: asks until the target is reached, and writes what came of it, whatever happens."""
 
-    def __init__(self, plan: Plan, teacher: Teacher, claim: Claim, state: FolderState, processor: Processor) -> None:
+    def __init__(
+        self, plan: Plan, teachers: Sequence[Teacher], claim: Claim, state: FolderState, processor: Processor
+    ) -> None:
+        settings = plan.settings
         self.plan = plan
-        self.teacher = teacher
+        self.settings = settings
+        self.teachers = teachers
+        self.local = teachers[0].local
         self.claim = claim
-        self.folder = claim.folder
         self.state = state
-        self.settings = plan.settings
         self.processor = processor
+        self.result = Result(plan, teachers, claim, state, processor)
+        self.terms: Terms = plan.terms(state, teachers, os.environ)
         self.tally = Tally()
         self.tally.add(state.outcomes)
         self.tally.failed_in_a_row = 0  # those of an earlier session say nothing about this one's teacher
         self.pace = Pace(expected=plan.expected_yield())
         self.pace.add(processor.kept, requests=processor.next_id)
-        size = self.settings.request_batch_size
-        self.waiting = Waiting(say)
-        self.progress = Progress(size, say, done=-(-self.processor.next_id // size))
-        self.clients = client_count(self.settings.max_in_flight, self.settings.num_clients)
+        size = settings.request_batch_size
+        self.progress = Progress(size, say, done=-(-processor.next_id // size))
+        self.status = Status(
+            say,
+            target=settings.num_instructions_to_generate,
+            kept=len(processor.records),
+            price=self.terms.limits.price,
+            max_cost=settings.max_cost,
+        )
+        self.briefs = Briefs(plan.prompts, processor)
+        self.clients = client_count(settings.max_in_flight, settings.num_clients)
         self.limit = plan.request_limit(state)
-        self.ids = request_ids(state)
-        self.started = time.monotonic()
+        self.recorded = state.outcomes.ids
+        self.next_start = next(number for number in range(len(self.recorded) + 1) if number not in self.recorded)
+        self.highest = self.next_start
+        self.rounds: list[Round] = []
+        self.started = self.heard = time.monotonic()
         self.opened = False
         self.stepping = False  # an interrupt in the middle of an answer leaves it half processed: nothing may follow
         self.earlier = 0.0
         self.written_at, self.writing = self.started, 0.0
         self.allowed = 0
         self.seen = 0  # outcomes of this session that have come from the ledger
+        self.spent, self.reserved = self.terms.spent, Tokens()
+        self.exhausted: str | None = None
         self.ledger: Any = None
 
     def go(self) -> None:
         """Run to the end, and write the results and ``run.json``."""
         try:
-            if not self.processor.done:
-                self.ledger = _start_ledger(ledger_calls(self.settings.max_in_flight, self.clients))
+            if not (self.processor.done or self.settings.replay):
+                self.ledger = _start_ledger(
+                    self.terms, self.recorded, ledger_calls(self.settings.max_in_flight, self.clients)
+                )
+                if self.terms.limits.any:  # a budget must know of requests that a kill cuts off, from the first one on
+                    self._open()
                 self._ask()
             if not self.opened:
                 self._open()
@@ -82,66 +107,73 @@ class Session:
             self.progress.flush()
             if self.opened:
                 self._write()
-        self._finish()
+        self.result.finish(self._metrics(), self.exhausted)
 
     def _ask(self) -> None:
-        while not self.processor.done:
-            room = self.limit - self.tally.requests
-            ids = list(itertools.islice(self.ids, max(0, min(room, self._round_size()))))
-            if not ids:
-                return
-            self._round(ids)
-
-    def _round_size(self) -> int:
-        # Twice what seems needed: rows that are left over when the target is met have cost nothing.
-        needed = 2 * max(self.pace.needed(self.processor.missing), self.settings.max_in_flight)
-        return min(_LONGEST_ROUND, needed)
-
-    def _round(self, ids: list[int]) -> None:
         arguments = {
             "ledger": self.ledger,
-            "teacher": self.teacher,
-            "sampling": self.plan.sampling(),
-            "environ": {self.teacher.key_env: self.teacher.key(os.environ)},
+            "prompts": self.plan.prompts,
+            "teachers": list(self.teachers),
+            "sampling": self.plan.sampling(self.teachers[0].api),
+            "environ": {teacher.key_env: teacher.key(os.environ) for teacher in self.teachers},
             # A teacher that is started here is as slow as this machine: to give up and ask again would never end.
-            "timeout": None if self.teacher.local else self.settings.request_timeout,
+            "timeout": None if self.local else self.settings.request_timeout,
             "max_retries": self.settings.max_retries,
         }
-        self._allow(ids)
-        round_ = Round(
-            [self.plan.prompts.make(number) for number in ids],
-            self.clients,
-            arguments,
-            self.settings.max_in_flight,
-            client_placement(self.teacher),
-        )
         try:
-            left = len(ids)
-            while left and not self.processor.done:
+            while not (self.processor.done or self.exhausted):
+                self._start_round(arguments)
+                self._allow()
                 delivery = self._take(_TAKE_SECONDS)
-                if not delivery.outcomes and not round_.running:
-                    break
-                left -= len(delivery.outcomes)
                 self._process()
-                self._allow(ids)
+                if not delivery.outcomes and not any(round_.running for round_ in self.rounds):
+                    break
             # A local teacher's answers cost nothing but time: what is still under way is not waited for.
-            self._end(round_, "drop" if self.teacher.local else "drain")
+            self._end("drop" if self.local else "drain")
         except BaseException:
             with suppress(RayActorError):
                 ray.get(self.ledger.stop.remote("drop"))
-            round_.join(_JOIN_SECONDS)
+            for round_ in self.rounds:
+                round_.join(_JOIN_SECONDS)
             raise
-        if round_.error is not None:
-            raise round_.error
-        if not self.processor.done and self.processor.next_id <= ids[-1]:
+        for round_ in self.rounds:
+            if round_.error is not None:
+                raise round_.error
+        if not (self.processor.done or self.exhausted) and self.processor.next_id < self.limit:
             raise GenerationError(f"no outcome of request {self.processor.next_id} came back: go on with --resume")
 
-    def _end(self, round_: Round, kind: StopKind) -> None:
-        if self.processor.done:
+    def _start_round(self, arguments: dict[str, Any]) -> None:
+        """Start a Ray Data job where there is none, or where the last one will soon be used up."""
+        failed = next((round_.error for round_ in self.rounds if round_.error is not None), None)
+        if failed is not None:
+            raise failed
+        elapsed = time.monotonic() - self.started
+        ahead = 2 * self.settings.max_in_flight + int(_START_AHEAD * self.seen / max(elapsed, 1.0))
+        if self.next_start >= self.limit or (self.rounds and self.next_start - self.highest > ahead):
+            return
+        # Far more than seems needed: rows that are left over when the target is met have cost nothing.
+        size = 4 * (self.pace.needed(self.processor.missing) + self.settings.max_in_flight)
+        ids = range(self.next_start, min(self.limit, self.next_start + min(size, _LONGEST_ROUND)))
+        self.next_start = ids.stop
+        self.rounds = [round_ for round_ in self.rounds if round_.running]
+        self.rounds.append(
+            Round(
+                ids,
+                self.clients,
+                arguments,
+                self.settings.max_in_flight,
+                client_placement(self.teachers),
+                border=self.briefs.period,
+            )
+        )
+
+    def _end(self, kind: StopKind) -> None:
+        if self.processor.done or self.exhausted:
             ray.get(self.ledger.stop.remote(kind))
-        while round_.running:
+        while any(round_.running for round_ in self.rounds):
             self._take(_TAKE_SECONDS)
         self._take(0.0)
+        self._process()
 
     def _take(self, timeout: float) -> Delivery:
         """Take what the ledger has, count it, and hand it to the decision maker."""
@@ -152,24 +184,44 @@ class Session:
         if delivery.wants_file and not self.opened:
             self._open()
         self._count(delivery)
-        self.waiting.note(
-            new=len(delivery.outcomes),
-            under_way=min(delivery.under_way, self.settings.max_in_flight),
-            answers=self.tally.requests,
+        self.status.note(
+            kept=len(self.processor.records),
+            requests=self.tally.requests,
+            under_way=delivery.under_way,
+            spent=self.spent,
         )
         if delivery.error is not None:
             raise delivery.error
+        self._check_progress(delivery)
+        return delivery
+
+    def _check_progress(self, delivery: Delivery) -> None:
+        """Stop a run that gets nowhere."""
+        where = ", ".join(teacher.base_url for teacher in self.teachers)
         if self.tally.failed_in_a_row >= max(_MIN_FAILED_IN_A_ROW, self.settings.max_in_flight):
             raise GenerationError(
-                f"the last {self.tally.failed_in_a_row} requests to {self.teacher.base_url} all failed "
-                f"({self.tally.last_error}): go on with --resume when the teacher answers again"
+                f"the last {self.tally.failed_in_a_row} requests to {where} all failed ({self.tally.last_error}): "
+                "go on with --resume when the teacher answers again"
             )
-        return delivery
+        silent = time.monotonic() - self.heard
+        if silent > self.settings.stall_timeout and not self.local:
+            raise GenerationError(
+                f"no answer from {where} for {silent:.0f} s (--stall_timeout), {delivery.under_way} requests under way"
+                f"{'; last trouble: ' + delivery.trouble if delivery.trouble else ''}: go on with --resume when the "
+                "teacher answers again"
+            )
 
     def _count(self, delivery: Delivery) -> None:
         self.seen += len(delivery.outcomes)
+        if delivery.outcomes:
+            self.heard = time.monotonic()
+            self.highest = max(self.highest, *(outcome.request_id for outcome in delivery.outcomes))
         self.tally.add(delivery.outcomes)
         self.processor.offer(delivery.outcomes)
+        self.spent, self.reserved = delivery.spent, delivery.reserved
+        self.exhausted = delivery.exhausted
+        for note in delivery.notes:
+            say(note)
 
     def _settle(self) -> None:
         """Close the journal, and take what it got since the last look: results show all that was paid for."""
@@ -180,88 +232,53 @@ class Session:
                 self._process()
 
     def _process(self) -> None:
-        while (outcome := self.processor.next_outcome()) is not None:
+        while self.processor.next_outcome() is not None:
             before = time.perf_counter()
             self.stepping = True
-            step = self.processor.step()
+            steps = list(self.processor.steps())
             self.stepping = False
-            self.pace.add(step.kept)
-            self.progress.add(outcome, step, time.perf_counter() - before)
+            seconds = (time.perf_counter() - before) / len(steps)
+            for outcome, step in steps:
+                self.pace.add(step.kept)
+                self.progress.add(outcome, step, seconds)
         now = time.monotonic()
         if self.opened and now - self.written_at > max(_CHECKPOINT_SECONDS, _CHECKPOINT_SHARE * self.writing):
             self._write()
 
-    def _allow(self, ids: list[int]) -> None:
+    def _allow(self) -> None:
         """Let so many requests go as the missing records will probably take; a local teacher's cost nothing."""
-        if self.teacher.local:
-            limit = ids[-1] + 1
-        else:
-            limit = self.processor.next_id + self.pace.needed(self.processor.missing)
+        needed = _FURTHEST_AHEAD if self.local else min(_FURTHEST_AHEAD, self.pace.needed(self.processor.missing))
+        limit = min(self.processor.next_id + needed, self.next_start, self.briefs.known_up_to())
         if limit > self.allowed:
+            briefs = self.briefs.of(range(self.allowed, limit))
             self.allowed = limit
-            self.ledger.allow.remote(limit)
+            self.ledger.allow.remote(limit, briefs)
 
     def _open(self) -> None:
-        """Open the folder: only now, when a first answer is there, so that bad input never touches it."""
+        """Open the folder: as a rule only when a first answer is there, so that bad input never touches it."""
         self.claim.open()
-        self.earlier = earlier_seconds(self.folder)
+        self.earlier = earlier_metric(self.claim.folder, "seconds") or 0.0
         if self.ledger is not None:
-            header = self.plan.journal_header(self.state, self.teacher)
-            ray.get(self.ledger.open.remote(self.folder / journal.FILE_NAME, header))
+            header = self.plan.journal_header(self.state, self.teachers)
+            ray.get(self.ledger.open.remote(self.claim.folder, header))
+        elif self.settings.replay:
+            written = Journal(self.claim.folder / JOURNAL)
+            written.write_settings(self.plan.answer_settings(self.teachers))
+            written.close()
         self.opened = True
 
     def _write(self) -> None:
         before = time.monotonic()
-        write_results(self.folder, self.processor.records, self.processor.rejected, self._metrics())
+        self.result.write(self._metrics())
         self.written_at = time.monotonic()
         self.writing = self.written_at - before
 
     def _metrics(self) -> dict[str, Any]:
-        return {
-            **self.tally.metrics(),
-            **self.processor.counts(),
-            "initial": len(self.state.initial),
-            "total": len(self.processor.records),
-            "target": self.settings.num_instructions_to_generate,
-            "seconds": round(self.earlier + time.monotonic() - self.started, 3),
-        }
-
-    def _finish(self) -> None:
-        metrics = self._metrics()
-        say(
-            f"kept {metrics['kept']} of {metrics['entries']} entries in {metrics['requests']} requests; rejected: "
-            f"{shown(metrics['rejected'])}"
-        )
-        if not self.processor.done:
-            short = (
-                f"{metrics['total']} of {metrics['target']} instructions after {metrics['requests']} requests "
-                f"(rejected: {shown(metrics['rejected'])})"
-            )
-            if self.settings.max_requests is None or not metrics["total"]:
-                raise GenerationError(
-                    f"stopped with {short}: look into {self.folder / REJECTED}; --resume with --max_requests goes on"
-                )
-            say(f"stopped at --max_requests with {short}")
-        write_manifest(
-            self.folder,
-            STAGE,
-            settings=self.settings.to_dict(),
-            inputs=self._inputs(),
-            data_file=RECORDS,
-            outputs=[RECORDS, REJECTED, METRICS],
-            seed=self.settings.seed,
-            teacher=self.plan.answer_settings(self.teacher),
-            complete=self.processor.done,
-            records={name: metrics[name] for name in ("initial", "kept", "total", "target")},
-        )
-        say(f"result: {location(self.folder / RECORDS)}")
-
-    def _inputs(self) -> list[str]:
-        header = self.settings.prompt_header
-        return [source_path(self.settings.seed_tasks_path), *([] if header in SHIPPED_HEADERS else [header])]
+        seconds = self.earlier + time.monotonic() - self.started
+        return self.result.metrics(self.tally, self.spent + self.reserved, seconds)
 
 
-def _start_ledger(calls: int) -> Any:
+def _start_ledger(terms: Terms, recorded: frozenset[int], calls: int) -> Any:
     here = ray.get_runtime_context().get_node_id()
     return (
         ray.remote(Ledger)
@@ -270,5 +287,5 @@ def _start_ledger(calls: int) -> Any:
             max_concurrency=calls,
             scheduling_strategy=NodeAffinitySchedulingStrategy(node_id=here, soft=False),
         )
-        .remote()
+        .remote(terms, recorded)
     )

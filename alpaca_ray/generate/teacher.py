@@ -35,6 +35,7 @@ class Teacher:
         model: empty where the endpoint's first model is meant.
         key_env: variable that holds the key.
         local: this run starts the teacher itself.
+        weight: its share of the requests, beside other endpoints'.
     """
 
     base_url: str
@@ -42,6 +43,7 @@ class Teacher:
     api: Literal["completions", "chat"]
     key_env: str
     local: bool = False
+    weight: float = 1.0
 
     @property
     def loopback(self) -> bool:
@@ -64,19 +66,53 @@ class Teacher:
         return {"base_url": self.base_url, "api_key": self.key(environ), "max_retries": 0}
 
 
-def choose_teacher(settings: GenerateSettings, environ: Mapping[str, str]) -> Teacher:
-    """Decide which endpoint, model and API a run uses, without asking anyone.
+def choose_teachers(settings: GenerateSettings, environ: Mapping[str, str]) -> list[Teacher]:
+    """Decide which endpoints, model and API a run uses, without asking anyone.
 
     Raises:
-        SettingsError: the address is none, the model no longer exists.
+        SettingsError: an address is none, the model no longer exists.
         TeacherError: OpenAI is meant and the key's variable is not set.
     """
+    if settings.endpoints:
+        return [_from_words(given, settings, environ) for given in settings.endpoints]
     url, model = settings.base_url, settings.model_name or ""
     if url is None and model in ("", EMBEDDED):
-        return Teacher("", EMBEDDED, _api(settings, "", model), settings.api_key_env, local=True)
+        return [Teacher("", EMBEDDED, _api(settings, "", model), settings.api_key_env, local=True)]
     flag = "--base_url"
     if url is None:
         url, flag = environ.get(BASE_URL_ENV) or OPENAI_URL, f"${BASE_URL_ENV}"
+    return [_checked(url, flag, model, settings.api_key_env, settings, environ)]
+
+
+def recorded_teacher(settings: Mapping[str, Any], key_env: str) -> Teacher:
+    """Return the teacher that a journal's settings name, for a run that asks it nothing."""
+    return Teacher(str(settings.get("base_url")), str(settings.get("model_name")), settings.get("api", "chat"), key_env)
+
+
+def _from_words(given: str, settings: GenerateSettings, environ: Mapping[str, str]) -> Teacher:
+    """Return the endpoint that one of ``--endpoints`` describes: an address, then ``name=value`` pairs."""
+    url, *pairs = given.split() or [""]
+    options = dict(pair.partition("=")[::2] for pair in pairs)
+    unknown = sorted(set(options) - {"weight", "key", "model"})
+    if unknown:
+        raise SettingsError(f"--endpoints {given!r}: unknown {unknown[0]!r}: give weight=, key= or model=")
+    empty = [pair for pair in pairs if not pair.partition("=")[2] and not pair.startswith("weight")]
+    if empty:
+        raise SettingsError(f"--endpoints {given!r}: {empty[0]!r} names no value")
+    try:
+        weight = float(options.get("weight", 1))
+    except ValueError:
+        weight = -1.0
+    if not 0 < weight < float("inf"):
+        raise SettingsError(f"--endpoints {given!r}: weight must be a number above 0")
+    model = options.get("model") or settings.model_name or ""
+    teacher = _checked(url, "--endpoints", model, options.get("key") or settings.api_key_env, settings, environ)
+    return replace(teacher, weight=weight)
+
+
+def _checked(
+    url: str, flag: str, model: str, key_env: str, settings: GenerateSettings, environ: Mapping[str, str]
+) -> Teacher:
     url = url.strip().rstrip("/")
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
@@ -88,12 +124,12 @@ def choose_teacher(settings: GenerateSettings, environ: Mapping[str, str]) -> Te
             )
         if not model:
             raise SettingsError(f"--model_name is required with {url}")
-        if not environ.get(settings.api_key_env):
+        if not environ.get(key_env):
             raise TeacherError(
-                f"{url} needs a key, and the environment variable {settings.api_key_env} is not set: set it, or name "
-                "another variable with --api_key_env"
+                f"{url} needs a key, and the environment variable {key_env} is not set: set it, or name another "
+                "variable with --api_key_env"
             )
-    return Teacher(url, model, _api(settings, url, model), settings.api_key_env)
+    return Teacher(url, model, _api(settings, url, model), key_env)
 
 
 def is_openai(url: str) -> bool:
@@ -131,9 +167,10 @@ def probe(teacher: Teacher, environ: Mapping[str, str]) -> Teacher:
     return replace(teacher, model=models[0])
 
 
-def http_client(teacher: Teacher, openai: Any, kind: Literal["Default", "DefaultAsync"]) -> Any:
+def http_client(teacher: Teacher, openai: Any, kind: Literal["Default", "DefaultAio"]) -> Any:
     """Return an HTTP client for the openai package; proxies are left aside where the endpoint is on this machine."""
-    return getattr(openai, f"{kind}HttpxClient")(trust_env=not teacher.loopback)
+    name = "DefaultHttpxClient" if kind == "Default" else "DefaultAioHttpClient"
+    return getattr(openai, name)(trust_env=not teacher.loopback)
 
 
 def fatal(teacher: Teacher, error: Any) -> TeacherError:
@@ -141,6 +178,8 @@ def fatal(teacher: Teacher, error: Any) -> TeacherError:
     hint = ""
     if error.status_code in (401, 403):
         hint = f" (the key is read from ${teacher.key_env})"
+    elif "unsupported" in str(getattr(error, "code", "")) or "unsupported" in words(error).lower():
+        hint = " (see --drop_params, which leaves a parameter out)"
     elif error.status_code == 404:
         hint = (
             f" (asked for model {teacher.model!r} through the {teacher.api} API: see --model_name, --base_url, --api)"
@@ -169,4 +208,6 @@ def reason(error: BaseException) -> str:
 def _api(settings: GenerateSettings, url: str, model: str) -> Literal["completions", "chat"]:
     if settings.api != "auto":
         return settings.api
+    if settings.response_format == "json_schema":
+        return "chat"
     return "chat" if is_openai(url) and not model.startswith(_COMPLETION_MODELS) else "completions"

@@ -14,6 +14,9 @@ Reason = Literal[
     "starts_with_punctuation",
     "not_ascii_start",
     "empty_output",
+    "prompt_leak",
+    "refused",
+    "contaminated",
     "too_similar",
 ]
 
@@ -31,6 +34,8 @@ def rejected_row(
     text: str = "",
     most_similar: str | None = None,
     score: float | None = None,
+    id: str | int | None = None,
+    source: str | None = None,
 ) -> dict[str, Any]:
     """Return a rejected record as it is written to ``rejected.jsonl``.
 
@@ -38,7 +43,10 @@ def rejected_row(
         request_id: number of the request whose answer held it (None outside generation).
         entry: its place in that answer, from 0; or the index of the record in the file it came from.
         text: the raw text where it could not be taken apart into instruction, input and output.
-        most_similar: the nearest earlier instruction, where novelty was the reason, with its ROUGE-L as ``score``.
+        most_similar: the nearest earlier instruction, where novelty was the reason, or the nearest evaluation prompt,
+            where contamination was, with its ROUGE-L as ``score``.
+        id: the record's own, or the one that it got from its content (None in generation).
+        source: the file that it came from (None in generation).
     """
     return {
         "request_id": request_id,
@@ -50,4 +58,6 @@ def rejected_row(
         "text": text,
         "most_similar": most_similar,
         "score": score,
+        "id": id,
+        "source": source,
     }

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from typing import Any
 
 from alpaca_ray.report.plots import loss_curve
+from alpaca_ray.report.templates import render_template
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,9 @@ class LoopReport:
 
 def render(report: LoopReport) -> str:
     """Return the page. It loads nothing: styles and plots stand inside it, and every text is escaped."""
-    from jinja2 import Environment, StrictUndefined
-
-    source = files("alpaca_ray.report").joinpath("page.html.jinja").read_text(encoding="utf-8")
-    template = Environment(autoescape=True, undefined=StrictUndefined).from_string(source)
     outcomes = sorted(report.outcomes.items(), key=lambda entry: (entry[0] != "kept", -entry[1]))
-    return template.render(
+    return render_template(
+        "page.html.jinja",
         title=report.title,
         note=report.note,
         cards=report.cards,

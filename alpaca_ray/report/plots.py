@@ -1,16 +1,16 @@
-"""Plots, drawn with matplotlib's file back end: no display is needed."""
+"""Plots of a training run."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from alpaca_ray.report.figures import ACCENT, MUTED, to_png, to_svg
 from alpaca_ray.storage import write_atomic
 
-TRAIN_COLOUR = "#8a94a6"
-EVAL_COLOUR = "#c2410c"
+TRAIN_COLOUR = MUTED
+EVAL_COLOUR = ACCENT
 
 
 def loss_curve(rows: Iterable[Mapping[str, Any]], *, title: str = "") -> str:
@@ -19,32 +19,21 @@ def loss_curve(rows: Iterable[Mapping[str, Any]], *, title: str = "") -> str:
     Args:
         rows: lines of ``metrics.jsonl``: each has ``step`` and one or both of ``loss`` and ``eval_loss``.
     """
-    svg = _loss_curve(rows, title, "svg").decode()
-    return svg[svg.index("<svg") :]  # the XML prologue may not stand inside an HTML page
+    known = list(rows)
+    return to_svg(lambda: _draw(known, title), "training and validation loss over optimiser steps")
 
 
 def save_loss_curve(rows: Iterable[Mapping[str, Any]], path: Path, *, title: str = "") -> None:
-    """Write the loss curve as a PNG or SVG file, by the path's suffix."""
-    write_atomic(path, _loss_curve(rows, title, path.suffix.removeprefix(".")))
+    """Write the loss curve as a PNG file."""
+    known = list(rows)
+    write_atomic(path, to_png(lambda: _draw(known, title)))
 
 
-def _loss_curve(rows: Iterable[Mapping[str, Any]], title: str, kind: str) -> bytes:
-    from matplotlib import rc_context
-
-    rows = list(rows)
-    train = [(row["step"], row["loss"]) for row in rows if row.get("loss") is not None]
-    validation = [(row["step"], row["eval_loss"]) for row in rows if row.get("eval_loss") is not None]
-    buffer = io.BytesIO()
-    with rc_context({"svg.hashsalt": "alpaca_ray", "font.family": "DejaVu Sans"}):  # equal input, equal bytes
-        figure = _draw(train, validation, title)
-        metadata = {"Date": None} if kind == "svg" else None
-        figure.savefig(buffer, format=kind, bbox_inches="tight", dpi=120, metadata=metadata)
-    return buffer.getvalue()
-
-
-def _draw(train: list[tuple[int, float]], validation: list[tuple[int, float]], title: str) -> Any:
+def _draw(rows: list[Mapping[str, Any]], title: str) -> Any:
     from matplotlib.figure import Figure  # no pyplot: it would keep every figure alive and look for a display
 
+    train = [(row["step"], row["loss"]) for row in rows if row.get("loss") is not None]
+    validation = [(row["step"], row["eval_loss"]) for row in rows if row.get("eval_loss") is not None]
     figure = Figure(figsize=(7.0, 3.2))
     axes = figure.add_subplot()
     if train:
@@ -63,7 +52,6 @@ def _draw(train: list[tuple[int, float]], validation: list[tuple[int, float]], t
     axes.set_xlabel("optimiser step")
     axes.set_ylabel("loss (nats a token)")
     axes.margins(x=0.06, y=0.18)
-    axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", alpha=0.25)
     if title:
         axes.set_title(title, loc="left", fontsize=11)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import types
+from contextlib import suppress
 from typing import Any, ClassVar, Literal, Self, Union, get_args, get_origin
 
 import pydantic
@@ -139,6 +141,11 @@ def is_list(field: FieldInfo) -> bool:
     return any(get_origin(kind) is list for kind in value_types(field))
 
 
+def is_dict(field: FieldInfo) -> bool:
+    """Whether a field takes names with values."""
+    return any(get_origin(kind) is dict for kind in value_types(field))
+
+
 def choices(field: FieldInfo) -> list[str]:
     """Return the values that a ``Literal`` field admits, else an empty list."""
     return [str(value) for kind in value_types(field) if get_origin(kind) is Literal for value in get_args(kind)]
@@ -152,6 +159,9 @@ def _adapt(field: FieldInfo | None, value: Any) -> Any:
         return None
     if isinstance(value, bool) and not is_bool(field):  # YAML reads `no` as false where a word was meant
         return "yes" if value else "no"
+    if is_dict(field) and isinstance(value, str):  # on a command line: JSON in one word
+        with suppress(ValueError):
+            return json.loads(value)
     if is_list(field) and value is not None:
         parts = value if isinstance(value, list) else [value]
         return [item for part in parts for item in _split(part)]

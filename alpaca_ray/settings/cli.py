@@ -57,8 +57,9 @@ def parse_settings(cls: type[S], argv: Sequence[str] | None = None, *, descripti
 
 
 def _build_parser(cls: type[Settings], description: str) -> _Parser:
+    positional = [name.upper() for name, field in cls.model_fields.items() if metadata(field)["positional"]]
     parser = _Parser(
-        usage="%(prog)s [flags]",  # sixty flags in brackets would hide the description
+        usage=" ".join(["%(prog)s", *positional, "[flags]"]),  # sixty flags in brackets would hide the description
         description=description,
         allow_abbrev=False,
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=32, width=110),
@@ -81,6 +82,7 @@ def _build_parser(cls: type[Settings], description: str) -> _Parser:
             options |= {"nargs": "?", "const": "true"}
         options["metavar"] = _metavar(field)
         if meta["positional"]:
+            options |= {"nargs": options.get("nargs", "?"), "metavar": name.upper()}
             group.add_argument(name, **options)
             continue
         group.add_argument(f"--{name}", *[f"--{alias}" for alias in meta["aliases"]], dest=name, **options)

@@ -6,11 +6,13 @@ from typing import Literal, Self
 
 from pydantic import model_validator
 
-from alpaca_ray.settings.base import Settings, setting
+from alpaca_ray.settings.base import setting
+from alpaca_ray.settings.filters import ASKING_FILTERS, DECIDING_FILTERS, FilterSettings
+from alpaca_ray.settings.teacher import TeacherSettings
 
 
-class GenerateSettings(Settings):
-    """What to make, who writes it, how it is asked, and what is kept."""
+class GenerateSettings(TeacherSettings, FilterSettings):
+    """What to make, how it is asked for, and what is kept."""
 
     output_dir: str = setting("out/generate", "Folder for regen.json, journal.jsonl, rejected.jsonl and metrics.json.")
     seed_tasks_path: str = setting(
@@ -22,50 +24,12 @@ class GenerateSettings(Settings):
     seed: int = setting(42, "Seed of the choice of examples: request number and seed fix a prompt.")
     resume: bool = setting(False, "Go on with a run in output_dir; no answer in its journal is asked for again.")
     overwrite: bool = setting(False, "Delete the files of an earlier run in output_dir and start anew.")
+    replay: bool = setting(
+        False,
+        "Go through the journal in output_dir again with other filters or another novelty rule, without a request.",
+    )
     request_batch_size: int = setting(
         5, "Requests per progress line. Each prompt is a request of its own; see max_in_flight.", ge=1
-    )
-
-    model_name: str | None = setting(
-        None,
-        "Teacher model. With a model and no base_url: $OPENAI_BASE_URL, or OpenAI. With neither, or 'embedded': the "
-        "embedded model, served on this cluster for the length of the run.",
-        group="teacher",
-    )
-    base_url: str | None = setting(
-        None, "OpenAI-compatible endpoint, such as http://127.0.0.1:8000/v1.", group="teacher"
-    )
-    api: Literal["auto", "completions", "chat"] = setting(
-        "auto",
-        "Which of the endpoint's APIs to use. auto: chat for OpenAI's chat models, completions everywhere else.",
-        group="teacher",
-    )
-    api_key_env: str = setting(
-        "OPENAI_API_KEY", "Environment variable that holds the key (never the key itself).", group="teacher"
-    )
-    max_in_flight: int = setting(32, "Requests under way at once, all client actors together.", group="teacher", ge=1)
-    num_clients: int | None = setting(
-        None, "Client actors that share max_in_flight. By default one for each 64 in flight.", group="teacher", ge=1
-    )
-    request_timeout: float = setting(
-        300.0,
-        "Seconds that one attempt may take. A teacher that the run starts itself is waited for as long as it takes.",
-        group="teacher",
-        gt=0,
-        allow_inf_nan=False,
-    )
-    max_retries: int = setting(
-        8,
-        "Further attempts after a rate limit, a server error, a time-out or a lost connection.",
-        group="teacher",
-        ge=0,
-    )
-    max_requests: int | None = setting(
-        None,
-        "Stop after this many requests (those in a resumed journal included). By default a run without any end in "
-        "sight stops with an error: after 100 requests and 20 more for each instruction asked for.",
-        group="teacher",
-        ge=1,
     )
 
     num_prompt_instructions: int = setting(3, "Seed tasks shown as examples in each prompt.", group="prompt", ge=1)
@@ -96,6 +60,26 @@ class GenerateSettings(Settings):
     similarity_threshold: float = setting(
         0.7, "Drop an instruction whose ROUGE-L with any seed or kept one is above this.", group="novelty", ge=0, le=1
     )
+    similarity_stats: Literal["full", "top", "none"] = setting(
+        "full",
+        "What regen.json tells of each record: full: the ten nearest instructions and the average over all; top: the "
+        "ten nearest; none: neither, which is much faster for large pools.",
+        group="novelty",
+    )
+    tokenizer: Literal["rouge", "unicode"] = setting(
+        "rouge",
+        "Tokens that instructions are compared by. rouge: the original's, which sees nothing but a-z and 0-9; unicode: "
+        "for every other script.",
+        group="novelty",
+    )
+    num_shards: int = setting(
+        1, "Actors over which the pool of instructions is spread; results do not depend on it.", group="novelty", ge=1
+    )
+    decontaminate: list[str] | None = setting(
+        None,
+        "Files of an evaluation set: an instruction too near to one of its prompts is dropped.",
+        group="novelty",
+    )
     num_cpus: int | None = setting(
         None, "Threads that compare instructions. By default one for each core.", group="novelty", ge=1
     )
@@ -107,12 +91,30 @@ class GenerateSettings(Settings):
                 f"--num_tasks_per_prompt {self.num_tasks_per_prompt} counts the examples of "
                 f"--num_prompt_instructions {self.num_prompt_instructions} too: it must be larger"
             )
-        if self.resume and self.overwrite:
-            raise ValueError("--resume and --overwrite contradict each other: give one of them")
+        ways = [name for name in ("resume", "overwrite", "replay") if getattr(self, name)]
+        if len(ways) > 1:
+            raise ValueError(f"--{ways[0]} and --{ways[1]} contradict each other: give one of them")
         return self
 
     def stops(self) -> list[str]:
         """Return the stop texts that are sent to the teacher."""
         if self.stop is None:
-            return [f"\n{self.num_tasks_per_prompt + 1}. Instruction"]
+            return self.default_stops(self.num_tasks_per_prompt)
         return [text.replace("\\n", "\n") for text in self.stop if text]
+
+
+# What the answers depend on, beside the teacher, the stop texts, the prompt's header and the seed tasks.
+ASKING = (
+    "temperature",
+    "top_p",
+    "max_tokens",
+    "extra_body",
+    "drop_params",
+    "num_prompt_instructions",
+    "num_tasks_per_prompt",
+    "max_example_words",
+    "seed",
+    *ASKING_FILTERS,
+)
+# What is made of the answers.
+DECIDING = ("similarity_threshold", "similarity_stats", "tokenizer", *DECIDING_FILTERS)

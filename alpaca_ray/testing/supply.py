@@ -7,7 +7,10 @@ ways in which real teachers' answers are: repeated, nearly repeated, too short, 
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
+from itertools import accumulate
 
 _VERBS = (
     *("Summarise", "Rewrite", "Explain", "Compare", "List", "Classify", "Translate into Spanish", "Criticise"),
@@ -98,27 +101,44 @@ class Faults:
     unparsable: float = 0.05
     empty_output: float = 0.03
     blacklisted: float = 0.04
+    leak: float = 0.0
+
+
+FAULTLESS = Faults(0, 0, 0, 0, 0, 0)
 
 
 @dataclass(frozen=True)
 class Task:
-    """One task of an answer."""
+    """One task of an answer. Where ``broken``, a text answer writes it in a form that no parser can read."""
 
     instruction: str
     input: str
     output: str
+    broken: bool = False
 
 
 def answer(prompt: str, *, seed: int, first_number: int, tasks: int, faults: Faults) -> str:
     """Return what a teacher writes behind ``{first_number}. Instruction:``. The same arguments give the same text."""
-    rng = random.Random(f"{seed}:{prompt}")
-    # Repetitions must be of tasks that other prompts get too: they come from a small stock of the seed's.
-    stock = random.Random(f"{seed}:stock")
-    repeated = [make_task(stock) for _ in range(8)]
-    blocks = []
-    for number in range(first_number, first_number + tasks):
-        blocks.append(_block(rng, number, repeated, faults))
+    return numbered(draw_tasks(f"{seed}:{prompt}", seed, tasks, faults), first_number)
+
+
+def draw_tasks(key: str, seed: int, count: int, faults: Faults) -> list[Task]:
+    """Return ``count`` tasks, the same for the same ``key`` and ``seed``."""
+    rng = random.Random(key)
+    return [_draw(rng, _repeated(seed), faults) for _ in range(count)]
+
+
+def numbered(tasks: Sequence[Task], first_number: int) -> str:
+    """Return tasks in the numbered form, without the heading of the first, which ends a prompt."""
+    blocks = [_block(number, task) for number, task in enumerate(tasks, start=first_number)]
     return "###\n".join(blocks).removeprefix(f"{first_number}. Instruction:")
+
+
+@cache
+def _repeated(seed: int) -> list[Task]:
+    """Tasks that many prompts get: repetitions across answers come from this small stock."""
+    stock = random.Random(f"{seed}:stock")
+    return [make_task(stock) for _ in range(8)]
 
 
 def make_task(rng: random.Random) -> Task:
@@ -141,25 +161,37 @@ def _place(rng: random.Random) -> str:
     return "".join(rng.choice(_SYLLABLES) for _ in range(3)).capitalize()
 
 
-def _block(rng: random.Random, number: int, repeated: list[Task], faults: Faults) -> str:
+def _draw(rng: random.Random, repeated: Sequence[Task], faults: Faults) -> Task:
     task = make_task(rng)
-    kinds = list(vars(faults))
-    weights = [getattr(faults, kind) for kind in kinds]
-    kind = rng.choices([*kinds, "good"], [*weights, max(0.0, 1.0 - sum(weights))])[0]
+    names, weights = _weights(faults)
+    kind = rng.choices(names, cum_weights=weights)[0]
     if kind == "duplicate":
-        task = rng.choice(repeated)
-    elif kind == "near_duplicate":
+        return rng.choice(repeated)
+    if kind == "near_duplicate":
         base = rng.choice(repeated)
-        task = Task(
+        return Task(
             f"{base.instruction.rstrip('.?')} {rng.choice(('please', 'today', 'again'))}.", base.input, base.output
         )
-    elif kind == "too_short":
-        task = Task("Tell a joke.", task.input, task.output)
-    elif kind == "blacklisted":
-        task = Task(f"Draw a diagram of {rng.choice(_TOPICS)} {rng.choice(_MANNERS)}.", task.input, task.output)
-    elif kind == "empty_output":
-        task = Task(task.instruction, task.input, "")
-    elif kind == "unparsable":
+    if kind == "too_short":
+        return Task("Tell a joke.", task.input, task.output)
+    if kind == "blacklisted":
+        return Task(f"Draw a diagram of {rng.choice(_TOPICS)} {rng.choice(_MANNERS)}.", task.input, task.output)
+    if kind == "empty_output":
+        return Task(task.instruction, task.input, "")
+    if kind == "leak":
+        return Task(f"Rewritten prompt: {task.instruction}", task.input, task.output)
+    return Task(task.instruction, task.input, task.output, broken=kind == "unparsable")
+
+
+@cache
+def _weights(faults: Faults) -> tuple[list[str], list[float]]:
+    shares = vars(faults)
+    weights = [*shares.values(), max(0.0, 1.0 - sum(shares.values()))]
+    return [*shares, "good"], list(accumulate(weights))
+
+
+def _block(number: int, task: Task) -> str:
+    if task.broken:
         return f"{number}. Instruction: {task.instruction}\nAnswer: {task.output}\n"
     return (
         f"{number}. Instruction: {task.instruction}\n"

@@ -8,16 +8,20 @@ from pathlib import Path
 
 import pytest
 
-from alpaca_ray.settings.base import Settings, field_names
+from alpaca_ray.settings.base import Settings, field_names, metadata
+from alpaca_ray.settings.dedup import DedupSettings
 from alpaca_ray.settings.demo import DemoSettings
 from alpaca_ray.settings.generate import GenerateSettings
+from alpaca_ray.settings.report import ReportSettings
 from alpaca_ray.settings.serve import ServeSettings
 from alpaca_ray.settings.train import TrainSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 JOBS = [
+    ("dedup.py", DedupSettings),
     ("demo.py", DemoSettings),
     ("generate.py", GenerateSettings),
+    ("report.py", ReportSettings),
     ("serve.py", ServeSettings),
     ("train.py", TrainSettings),
 ]
@@ -36,9 +40,10 @@ def test_no_job_is_left_out() -> None:
 def test_help_names_every_flag(job: str, settings: type[Settings]) -> None:
     done = run(job, "--help")
     assert done.returncode == 0
-    for name in field_names(settings):
+    for name, canonical in field_names(settings).items():
         if name != settings.passthrough_field:
-            assert f"--{name} " in done.stdout or f"--{name}\n" in done.stdout, name
+            flag = name.upper() if metadata(settings.model_fields[canonical])["positional"] else f"--{name}"
+            assert f"{flag} " in done.stdout or f"{flag}\n" in done.stdout, name
     assert max(map(len, done.stdout.splitlines())) <= 120
 
 

@@ -12,6 +12,7 @@ PACKAGE = Path(alpaca_ray.__file__).parent
 # The wiring modules, and the one place where models run. Everything else must stay pure.
 WIRING = {
     "cluster",
+    "dedup.actors",
     "generate.fanout",
     "generate.pipeline",
     "generate.session",

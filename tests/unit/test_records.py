@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,7 +12,7 @@ import pytest
 
 from alpaca_ray.errors import DataError
 from alpaca_ray.manifest import write_manifest
-from alpaca_ray.records import digest, read_records, with_ids, write_json, write_jsonl
+from alpaca_ray.records import digest, json_pieces, read_records, with_ids, write_json, write_jsonl
 
 RECORDS = [
     {"instruction": "Name a colour.", "input": "", "output": "Blue.", "source": "theirs"},
@@ -107,3 +108,13 @@ def test_missing(name: str) -> None:
 def test_a_folder_without_records(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds no records"):
         read_records(str(tmp_path))
+
+
+def test_pieces_of_json_are_the_whole() -> None:
+    records: list[dict[str, Any]] = [
+        {"instruction": 'say "é"\n', "input": "", "similar": {"a b": 0.1, "c": 1e-17}, "n": None, "list": [1, [], {}]},
+        {"empty": {}, "nested": {"x": {"y": [True, {"z": []}]}}},
+        {},
+    ]
+    for some in ([], records[:1], records):
+        assert b"".join(json_pieces(some)).decode() == write_json(some)

@@ -61,6 +61,17 @@ def test_a_folder_that_changed_since_the_look_is_refused(tmp_path: Path, flag: s
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_new_run_does_not_inherit_what_an_earlier_one_sent(tmp_path: Path) -> None:
+    (tmp_path / "journal.jsonl").write_text('{"journal": 1, "settings": {}}\n')
+    (tmp_path / "sent.jsonl").write_text('{"sent":[[0,1,1]]}\n')
+    with claim(tmp_path, resume=True) as held:
+        held.open()
+        assert (tmp_path / "sent.jsonl").exists()
+    with claim(tmp_path, overwrite=True) as held:
+        held.open()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_opening_takes_the_mark_of_a_complete_folder_away(tmp_path: Path) -> None:
     (tmp_path / "journal.jsonl").write_text('{"journal": 1, "settings": {}}\n')
     (tmp_path / "run.json").write_text('{"stage": "generate"}')

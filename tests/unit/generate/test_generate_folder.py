@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 
 from alpaca_ray.errors import DataError, OutputError
-from alpaca_ray.generate.folder import answer_settings, check_same, inspect, read_regen
+from alpaca_ray.generate.budget import Tokens
+from alpaca_ray.generate.folder import earlier_metric, fingerprint, inspect, read_regen, write_results
 from alpaca_ray.generate.journal import Header, Journal, Outcome
-from alpaca_ray.generate.teacher import Teacher
-from alpaca_ray.settings.generate import GenerateSettings
+from alpaca_ray.generate.sent import SentLog
+from alpaca_ray.generate.store import RowStore
 
 RECORDS = [
     {"instruction": "Name a river.", "input": "", "output": "The Ucayali", "avg_similarity_score": 0.1, "mine": [1]},
@@ -29,6 +30,14 @@ def journal(folder: Path, initial: int = 0) -> None:
     found.write_header(Header({"model_name": "m"}, initial))
     found.append([Outcome(0, [], "", "m", "text")])
     found.close()
+
+
+def sent(folder: Path, *numbers: int) -> None:
+    folder.mkdir(exist_ok=True)
+    log = SentLog()
+    log.open(folder / "sent.jsonl")
+    log.sent([(number, Tokens(10, 100)) for number in numbers])
+    log.close()
 
 
 def test_an_empty_or_foreign_folder_is_new(tmp_path: Path) -> None:
@@ -62,6 +71,72 @@ def test_a_run_killed_before_its_first_line_starts_anew(tmp_path: Path) -> None:
     regen(tmp_path)
     (tmp_path / "journal.jsonl").write_text('{"journal": 1, "sett')
     assert inspect(tmp_path, resume=True, overwrite=False).initial == RECORDS
+
+
+def test_a_run_killed_before_its_first_answer_knows_what_it_sent(tmp_path: Path) -> None:
+    regen(tmp_path)
+    sent(tmp_path, 0, 1)
+    for text in (None, '{"journal": 1, "sett'):
+        if text is not None:
+            (tmp_path / "journal.jsonl").write_text(text)
+        with pytest.raises(OutputError, match=r"already holds .*give --resume to go on"):
+            inspect(tmp_path, resume=False, overwrite=False)
+        state = inspect(tmp_path, resume=True, overwrite=False)
+        assert (state.initial, state.header, state.lost) == (RECORDS, None, Tokens(20, 200))
+
+
+def test_what_was_sent_and_not_answered_counts_in_full(tmp_path: Path) -> None:
+    journal(tmp_path)
+    sent(tmp_path, 0, 1, 2)
+    assert inspect(tmp_path, resume=True, overwrite=False).lost == Tokens(20, 200)
+    assert inspect(tmp_path, resume=False, overwrite=True).lost == Tokens(), "another run"
+
+
+def test_a_replay_needs_a_journal(tmp_path: Path) -> None:
+    def look() -> Any:
+        return inspect(tmp_path, resume=False, overwrite=False, replay=True)
+
+    with pytest.raises(OutputError, match=r"--replay: .*holds no journal\.jsonl"):
+        look()
+    regen(tmp_path)
+    with pytest.raises(OutputError, match=r"--replay: .*holds no journal\.jsonl"):
+        look()
+    (tmp_path / "journal.jsonl").write_text('{"journal": 1, "sett')
+    with pytest.raises(OutputError, match=r"--replay: .*journal\.jsonl.*no complete first line"):
+        look()
+    (tmp_path / "journal.jsonl").unlink()
+    journal(tmp_path, initial=1)
+    assert [outcome.request_id for outcome in look().outcomes] == [0]
+
+
+def test_another_run_that_writes_changes_the_fingerprint(tmp_path: Path) -> None:
+    journal(tmp_path)
+    sent(tmp_path)
+    before = fingerprint(tmp_path)
+    assert {name for name, *_ in before} == {"journal.jsonl", "sent.jsonl"}
+    (tmp_path / "notes.txt").write_text("mine")
+    assert fingerprint(tmp_path) == before
+    sent(tmp_path, 1)
+    assert fingerprint(tmp_path) != before
+
+
+def test_results_are_read_back(tmp_path: Path) -> None:
+    rejected = [{"instruction": "x\u2028y", "reason": "too_short"}]
+    stores = []
+    for rows in (RECORDS, rejected):
+        store = RowStore(tmp_path)
+        for row in rows:
+            store.append(row)
+        stores.append(store)
+    write_results(tmp_path, *stores, {"seconds": 1.5, "target": 7})
+    assert read_regen(tmp_path / "regen.json") == RECORDS
+    rows = (tmp_path / "rejected.jsonl").read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    assert [json.loads(row) for row in rows] == rejected
+    assert (earlier_metric(tmp_path, "seconds"), earlier_metric(tmp_path, "target")) == (1.5, 7.0)
+    assert earlier_metric(tmp_path, "absent") is None
+    (tmp_path / "metrics.json").write_text("{")
+    assert earlier_metric(tmp_path, "seconds") is None
+    assert earlier_metric(tmp_path / "absent", "seconds") is None
 
 
 def test_a_run_json_without_a_journal_cannot_be_resumed(tmp_path: Path) -> None:
@@ -98,25 +173,3 @@ def test_a_damaged_regen_is_named(tmp_path: Path, text: str, words: str) -> None
     (tmp_path / "regen.json").write_text(text)
     with pytest.raises(DataError, match=rf"regen\.json.*{words}"):
         read_regen(tmp_path / "regen.json")
-
-
-def header_settings(**given: Any) -> dict[str, Any]:
-    settings = GenerateSettings.resolve({"base_url": "http://127.0.0.1:1/v1", **given})
-    port = given.get("base_url", "http://127.0.0.1:1/v1")
-    teacher = Teacher(port, "m", "completions", "KEY")
-    return answer_settings(settings, teacher, "header", [{"instruction": "x", "input": "", "output": "y"}])
-
-
-def test_settings_that_differ_are_named_with_both_values(tmp_path: Path) -> None:
-    header = Header(header_settings())
-    check_same(header, header_settings(num_instructions_to_generate=7, max_in_flight=3, request_batch_size=2), tmp_path)
-    check_same(header, header_settings(base_url="http://localhost:99/v1".replace("localhost", "127.0.0.1")), tmp_path)
-    with pytest.raises(OutputError) as raised:
-        check_same(header, header_settings(temperature=0.5, seed=1), tmp_path)
-    assert "--seed (there 42, now 1), --temperature (there 1.0, now 0.5)" in str(raised.value)
-    with pytest.raises(OutputError, match="--base_url"):
-        check_same(header, header_settings(base_url="https://example.org/v1"), tmp_path)
-
-
-def test_the_journals_header_survives_json() -> None:
-    assert json.loads(json.dumps(header_settings())) == header_settings()

@@ -10,13 +10,24 @@ from typing import Any
 import pytest
 
 from alpaca_ray.errors import DataError, OutputError
-from alpaca_ray.generate.journal import Header, Journal, Outcome, read_header, read_outcomes, repair
+from alpaca_ray.generate.journal import Header, Journal, Outcome, read_journal, repair
 
 HEADER = Header({"model_name": "m"}, initial=3)
 
 
 def outcome(number: int, text: str = "some text\u2028with\x85every\n\nbreak \ud800") -> Outcome:
-    return Outcome(number, ["a", "b"], "0123", "m", text, "stop", {"prompt_tokens": 5}, 0.25, failures={"timeout": 1})
+    return Outcome(
+        number,
+        ["a", "b"],
+        "0123",
+        "m",
+        text,
+        "stop",
+        usage={"prompt_tokens": 5},
+        lost={"prompt_tokens": 7, "completion_tokens": 9},
+        seconds=0.25,
+        failures={"timeout": 1},
+    )
 
 
 def write(path: Path, outcomes: list[Outcome]) -> None:
@@ -26,12 +37,23 @@ def write(path: Path, outcomes: list[Outcome]) -> None:
     journal.close()
 
 
+def holds_nothing(path: Path) -> bool:
+    found = read_journal(path)
+    return found.header is None and list(found.outcomes) == list(found.outcomes.in_order()) == []
+
+
 def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
     outcomes = [outcome(1), outcome(0), Outcome(2, [], "x", "m", error="timeout", message="no answer in time")]
     write(path, outcomes)
-    assert read_header(path) == HEADER
-    assert list(read_outcomes(path)) == outcomes
+    found = read_journal(path)
+    assert found.header == HEADER
+    assert list(found.outcomes) == outcomes
+    assert list(found.outcomes.in_order()) == [outcomes[1], outcomes[0], outcomes[2]]
+    assert found.outcomes.ids == {0, 1, 2}
+    assert (found.outcomes[0], found.outcomes[-1], found.outcomes[1:]) == (outcomes[0], outcomes[2], outcomes[1:])
+    with pytest.raises(IndexError):
+        found.outcomes[3]
 
 
 @pytest.mark.parametrize("cut", range(1, 60, 7))
@@ -40,7 +62,7 @@ def test_a_torn_last_line_is_left_out_and_repaired(tmp_path: Path, cut: int) -> 
     write(path, [outcome(0), outcome(1)])
     whole = path.read_bytes()
     path.write_bytes(whole[:-cut])
-    assert [found.request_id for found in read_outcomes(path)] == [0]
+    assert [found.request_id for found in read_journal(path).outcomes] == [0]
     journal = Journal(path)
     journal.append([outcome(1)])
     journal.close()
@@ -54,19 +76,25 @@ def test_repair_leaves_a_sound_file_and_empties_one_without_a_line(tmp_path: Pat
     assert repair(path) == 0
     assert path.stat().st_size == size
     path.write_bytes(b'{"journal": 1, "sett')
-    assert read_header(path) is None
+    assert holds_nothing(path)
     assert repair(path) == 20
     assert path.stat().st_size == 0
 
 
 def test_a_repeated_outcome_counts_once(tmp_path: Path) -> None:
     write(tmp_path / "j", [outcome(0, "first"), outcome(1), outcome(0, "second")])
-    assert [found.text for found in read_outcomes(tmp_path / "j")] == ["first", outcome(1).text]
+    assert [found.text for found in read_journal(tmp_path / "j").outcomes] == ["first", outcome(1).text]
 
 
 @pytest.mark.parametrize(
     ("line", "words"),
-    [("{not json}", "line 3: not valid JSON"), ("[1]", "line 3: must hold"), ('{"a": 1}', "line 3: not")],
+    [
+        ("{not json}", "line 3: not valid JSON"),
+        ("[1]", "line 3: must hold"),
+        ('{"a": 1}', "line 3: not the outcome"),
+        ('{"request_id": -1, "seed_ids": [], "prompt_sha": "", "model": "m"}', "line 3: not the outcome"),
+        ('{"request_id": "1", "seed_ids": [], "prompt_sha": "", "model": "m"}', "line 3: not the outcome"),
+    ],
 )
 def test_damage_in_the_middle_names_the_line(tmp_path: Path, line: str, words: str) -> None:
     path = tmp_path / "journal.jsonl"
@@ -77,14 +105,30 @@ def test_damage_in_the_middle_names_the_line(tmp_path: Path, line: str, words: s
     journal.append([outcome(1)])
     journal.close()
     with pytest.raises(DataError, match=words):
-        list(read_outcomes(path))
+        read_journal(path)
 
 
 def test_a_journal_of_another_kind_is_refused(tmp_path: Path) -> None:
     (tmp_path / "j").write_text('{"journal": 99, "settings": {}}\n')
     with pytest.raises(DataError, match="line 1: not the header"):
-        read_header(tmp_path / "j")
-    assert read_header(tmp_path / "absent") is None
+        read_journal(tmp_path / "j")
+    assert holds_nothing(tmp_path / "absent")
+
+
+def test_settings_of_a_replay_take_the_headers_place(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    write(path, [outcome(0)])
+    for value in (0.5, 0.6):
+        journal = Journal(path)
+        journal.write_settings({"similarity_threshold": value})
+        journal.append([outcome(int(10 * value))])
+        journal.close()
+    found = read_journal(path)
+    assert found.header == Header({"similarity_threshold": 0.6}, initial=3), "the records from before are the same"
+    assert [one.request_id for one in found.outcomes] == [0, 5, 6]
+    path.write_bytes(path.read_bytes().replace(b"0.6}}", b"0.6"))
+    with pytest.raises(DataError, match="line 5: not valid JSON"):
+        read_journal(path)
 
 
 def test_a_full_disk_leaves_no_half_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,7 +182,7 @@ def test_a_disk_that_really_is_full_leaves_nothing_behind(tmp_path: Path, size: 
     journal = Journal(path)
     journal.append([outcome(4)])
     journal.close()
-    assert [found.request_id for found in read_outcomes(path)] == ([0, 3, 4] if then == "again" else [0, 4])
+    assert [found.request_id for found in read_journal(path).outcomes] == ([0, 3, 4] if then == "again" else [0, 4])
 
 
 def test_what_could_not_be_cut_off_goes_before_the_next_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,7 +200,7 @@ def test_what_could_not_be_cut_off_goes_before_the_next_row(tmp_path: Path, monk
     monkeypatch.undo()
     journal.append([outcome(2)])
     journal.close()
-    assert [found.request_id for found in read_outcomes(path)] == [0, 2]
+    assert [found.request_id for found in read_journal(path).outcomes] == [0, 2]
 
 
 def test_an_append_is_synchronised_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

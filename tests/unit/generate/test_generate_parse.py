@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import random
+
 import pytest
 
-from alpaca_ray.generate.filters import BLACKLIST, reason_to_reject
-from alpaca_ray.generate.parse import Entry, parse_answer
+from alpaca_ray.generate.entry import Entry
+from alpaca_ray.generate.parse import parse_answer
 
 
 def block(number: int, instruction: str, given: str = "<noinput>", output: str = "Yes.") -> str:
@@ -73,6 +75,11 @@ def test_a_task_without_separator_is_a_task_of_its_own() -> None:
     assert entries[0].output == "Yes."
 
 
+def test_a_numbered_line_out_of_turn_is_no_task() -> None:
+    (entry,) = parse(answer(block(4, "Name a river.", output="Yes.\n9. Instruction: none\n9. Output:\nx")))
+    assert entry.output == "Yes.\n9. Instruction: none\n9. Output:\nx"
+
+
 @pytest.mark.parametrize("opening", ["4. Instruction:", "###\n4. Instruction:", "\n\n### 4. Instruction:"])
 def test_a_teacher_that_repeats_the_heading_is_understood(opening: str) -> None:
     entries = parse(opening + answer(block(4, "Name a river."), block(5, "Name a lake.")))
@@ -83,39 +90,50 @@ def test_an_empty_answer_is_one_unparsable_entry() -> None:
     assert [entry.problem for entry in parse("")] == ["unparsable"]
 
 
-GOOD = "Name the longest river of Peru."
+def test_no_task_is_lost_or_changed_whatever_stands_in_its_fields() -> None:
+    """Random tasks of awkward pieces, written down as a teacher would: what was written is what is read."""
+    rng = random.Random(11)
+    pieces = (
+        "Yes",
+        "no.",
+        "14. Input: x",
+        "### Title",
+        "a # b",
+        "2020.",
+        "20.",
+        "<noinput>?",
+        "名前",
+        "```py\nx\n```",
+        "- item",
+    )
+    for _ in range(300):
+        tasks = [
+            tuple(rng.choice(("\n", " ")).join(rng.choices(pieces, k=rng.randint(1, 5))) for _ in range(3))
+            for _ in range(rng.randint(1, 6))
+        ]
+        text = answer(*[block(number, *task) for number, task in enumerate(tasks, start=4)])
+        assert [(entry.instruction, entry.input, entry.output) for entry in parse(text)] == tasks
 
 
-@pytest.mark.parametrize(
-    ("instruction", "reason"),
-    [
-        (GOOD, None),
-        ("Name three rivers", "too_short"),
-        ("Name three rivers now", None),
-        ("", "too_short"),
-        (" ".join(["word"] * 151), "too_long"),
-        (" ".join(["word"] * 150), None),
-        ("Please go to the shop at noon.", "blacklisted_word"),
-        ("Describe this Video in one line.", "blacklisted_word"),
-        ("Describe this videotape in one line.", None),
-        ("Write a program that adds two numbers.", "write_a_program"),
-        ("Please write a program that adds numbers.", None),
-        ("'Tis the season: write a verse.", "starts_with_punctuation"),
-        ("Écris un poème sur la mer.", "not_ascii_start"),
-    ],
-)
-def test_filters_name_their_reason(instruction: str, reason: str | None) -> None:
-    assert reason_to_reject(Entry("", instruction, "", "out")) == reason
-
-
-@pytest.mark.parametrize("word", BLACKLIST)
-def test_each_word_of_the_list_counts_in_any_case(word: str) -> None:
-    assert reason_to_reject(Entry("", f"Now {word.upper()} it for the class.", "", "out")) == "blacklisted_word"
-
-
-def test_rules_apply_in_the_originals_order() -> None:
-    assert reason_to_reject(Entry("", "Draw video", "", "")) == "too_short"
-    assert reason_to_reject(Entry("", "Write a program that can draw.", "", "")) == "blacklisted_word"
-    assert reason_to_reject(Entry("", "Write a program that adds numbers.", "", "")) == "write_a_program"
-    assert reason_to_reject(Entry("", GOOD, "", "")) == "empty_output"
-    assert reason_to_reject(Entry("", GOOD, "", "", problem="truncated")) == "truncated"
+def test_random_text_is_never_fatal_and_never_forgotten() -> None:
+    rng = random.Random(5)
+    pieces = (
+        "###",
+        "4. Instruction:",
+        "5. Instruction:",
+        "4. Input:",
+        "5.  Output:",
+        "4. Output:",
+        "\n",
+        " ",
+        "word",
+        "é",
+        "#",
+    )
+    for _ in range(2000):
+        text = "".join(rng.choices(pieces, k=rng.randint(0, 25)))
+        for finish_reason in ("stop", "length", None):
+            entries = parse_answer(text, first_number=4, finish_reason=finish_reason)
+            assert entries
+            assert all(entry.problem in (None, "unparsable", "truncated") for entry in entries)
+            assert text.count("word") == sum(entry.text.count("word") for entry in entries)

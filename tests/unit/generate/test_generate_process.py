@@ -1,13 +1,20 @@
 from __future__ import annotations
 
 import random
+import tempfile
+from pathlib import Path
+from typing import Any
 
-from alpaca_ray.generate.account import Pace, Progress, Tally, Waiting
+import pytest
+
+from alpaca_ray.generate.answers import AnswerReader
 from alpaca_ray.generate.journal import Outcome
 from alpaca_ray.generate.process import Processor, Step
-from alpaca_ray.generate.run import shown
+from alpaca_ray.generate.store import RowStore
+from alpaca_ray.novelty.filter import Decision, NoveltyFilter
 from alpaca_ray.novelty.rejected import REASONS
 from alpaca_ray.records import read_seed_tasks
+from alpaca_ray.settings.filters import FilterSettings
 from alpaca_ray.testing.supply import Faults, answer
 
 SEEDS = read_seed_tasks("seeds")
@@ -27,12 +34,32 @@ def outcomes(count: int) -> list[Outcome]:
     ]
 
 
-def run(target: int, given: list[Outcome], initial: list[dict[str, str]] | None = None) -> Processor:
-    processor = Processor(seeds=SEEDS, initial=initial or [], target=target, first_number=4, threshold=0.7, workers=1)
+def stored(rows: list[dict[str, str]]) -> RowStore:
+    store = RowStore(Path(tempfile.gettempdir()))
+    for row in rows:
+        store.append(row)
+    return store
+
+
+def make(target: int, initial: list[dict[str, str]] | None = None, **given: Any) -> Any:
+    known = [task["instruction"] for task in [*SEEDS, *(initial or [])]]
+    return Processor(
+        **{
+            "records": list(initial or []),
+            "rejected": [],
+            "target": target,
+            "reader": AnswerReader(FilterSettings(), first_number=4),
+            "novelty": NoveltyFilter(known, workers=1),
+            **given,
+        }
+    )
+
+
+def run(target: int, given: list[Outcome], initial: list[dict[str, str]] | None = None) -> Any:
+    processor = make(target, initial)
     for found in given:
         processor.offer([found])
-        while processor.next_outcome() is not None:
-            processor.step()
+        processor.process()
     return processor
 
 
@@ -40,9 +67,9 @@ def test_the_order_of_arrival_changes_nothing() -> None:
     answers = outcomes(25)
     shuffled = random.Random(3).sample(answers, len(answers))
     first, second = run(60, answers), run(60, shuffled)
-    assert first.records == second.records
-    assert first.rejected == second.rejected
-    assert len(first.records) == 60
+    assert list(first.records) == list(second.records)
+    assert list(first.rejected) == list(second.rejected)
+    assert len(list(first.records)) == 60
 
 
 def test_entries_attempted_are_kept_plus_rejected() -> None:
@@ -52,15 +79,15 @@ def test_entries_attempted_are_kept_plus_rejected() -> None:
     assert {"truncated", "unparsable", "too_short", "blacklisted_word", "empty_output", "too_similar"} == set(
         counts["rejected"]
     )
-    assert sum(counts["rejected"].values()) == len(processor.rejected)
+    assert sum(counts["rejected"].values()) == len(list(processor.rejected))
 
 
 def test_it_stops_at_the_very_entry() -> None:
     answers = outcomes(25)
     whole = run(10_000, answers)
     part = run(17, answers)
-    assert part.records == whole.records[:17]
-    assert part.rejected == whole.rejected[: len(part.rejected)]
+    assert list(part.records) == whole.records[:17]
+    assert list(part.rejected) == whole.rejected[: len(list(part.rejected))]
     assert part.next_outcome() is None
     assert part.done
     assert part.missing == 0
@@ -76,9 +103,44 @@ def test_a_missing_outcome_holds_back_the_later_ones() -> None:
     processor = run(100, [answers[0], answers[2], answers[3]])
     assert processor.next_id == 1
     processor.offer([answers[1]])
-    while processor.next_outcome() is not None:
-        processor.step()
+    processor.process()
     assert processor.next_id == 4
+
+
+@pytest.mark.parametrize("most", [1, 3, 256])
+def test_steps_are_the_same_however_many_go_at_once(most: int) -> None:
+    answers = outcomes(10)
+    one_by_one = run(10_000, answers)
+    processor = make(10_000)
+    processor.offer(answers)
+    steps = []
+    while processor.next_outcome() is not None:
+        found = list(processor.steps(most))
+        assert len(found) == min(most, 10 - len(steps))
+        steps += found
+    assert [outcome for outcome, _ in steps] == answers
+    assert sum(step.kept for _, step in steps) == len(processor.records) > 0
+    assert list(processor.steps()) == []
+    assert (processor.records, processor.rejected) == (one_by_one.records, one_by_one.rejected)
+
+
+def test_what_is_beyond_the_target_is_not_processed() -> None:
+    answers = outcomes(25)
+    processor = make(17)
+    processor.offer(answers)
+    assert processor.ready == 25
+    steps = list(processor.steps())
+    assert processor.done
+    assert 0 < len(steps) < 25
+    assert [outcome.request_id for outcome, _ in steps] == list(range(processor.next_id))
+    assert processor.ready == 25 - processor.next_id, "it stays where it was"
+    assert processor.next_outcome() is None
+    assert processor.records == run(17, answers).records
+    assert processor.rejected == run(17, answers).rejected
+    assert list(processor.steps()) == []
+    assert processor.records_before(processor.next_id) == 17
+    processor.offer(answers[:2])
+    assert processor.ready == 25 - processor.next_id, "what has been processed is not taken again"
 
 
 def test_a_failed_request_brings_nothing_and_blocks_nothing() -> None:
@@ -99,11 +161,64 @@ def test_earlier_records_count_and_stay_as_they_are() -> None:
     ]
     processor = run(8, answers, initial)
     assert processor.records[0] == initial[0]
-    assert len(processor.records) == 8
+    assert len(list(processor.records)) == 8
     assert processor.kept == 7
     assert processor.rejected[0]["reason"] == "too_similar"
     assert processor.rejected[0]["most_similar"] == initial[0]["instruction"]
     assert processor.rejected[0]["score"] == 1.0
+
+
+def test_the_pool_as_it_was_before_a_request_is_known() -> None:
+    answers = outcomes(12)
+    processor = run(10_000, answers)
+    for number in range(13):
+        assert processor.records_before(number) == len(run(10_000, answers[:number]).records)
+    with pytest.raises(IndexError):
+        processor.records_before(13)
+    assert make(5, [{"instruction": "An earlier record."}]).records_before(0) == 1
+
+
+def test_what_is_near_an_evaluation_set_never_joins_the_pool() -> None:
+    class Check:
+        def nearest(self, instruction: str, input: str, /) -> tuple[str, float] | None:
+            near = instruction in (tasks[0], tasks[3]) and input == "x"
+            return ("an evaluation prompt", 0.9) if near else None
+
+    def answer_of(*tasks: str) -> str:
+        blocks = [f"{n}. Instruction: {t}\n{n}. Input:\nx\n{n}. Output:\ny\n" for n, t in enumerate(tasks, start=4)]
+        return "###\n".join(blocks).removeprefix("4. Instruction:")
+
+    # The first would be too similar to a seed task: it must not even be asked about.
+    tasks = (SEEDS[0]["instruction"], "Draw it", "Explain how honey is made by bees.", "Which river is it?")
+    processor = make(100, decontaminator=Check())
+    processor.offer([Outcome(0, [], "", "m", answer_of(*tasks), "stop")])
+    assert [step for _, step in processor.steps()] == [Step(generated=3, kept=1)]
+    assert [record["instruction"] for record in processor.records] == [tasks[2]]
+    assert [(row["reason"], row["entry"]) for row in processor.rejected] == [
+        ("contaminated", 0),
+        ("too_short", 1),
+        ("contaminated", 3),
+    ]
+    assert processor.rejected[0]["most_similar"] == "an evaluation prompt"
+    assert processor.rejected[0]["score"] == 0.9
+    counts = processor.counts()
+    assert counts["entries"] == 4 == counts["kept"] + sum(counts["rejected"].values())
+
+
+def test_statistics_that_were_not_taken_are_not_written() -> None:
+    class Novelty:
+        def __init__(self, average: float | None) -> None:
+            self.average = average
+
+        def decide(self, candidates: Any, /) -> Any:
+            return [Decision(True, {"near": 0.5} if self.average else {}, self.average) for _ in candidates]
+
+    answers = [Outcome(0, [], "", "m", " Name a river of Peru.\n4. Input:\n\n4. Output:\nUcayali", "stop")]
+    for average, names in ((0.1, {"most_similar_instructions", "avg_similarity_score"}), (None, set())):
+        processor = make(5, novelty=Novelty(average))
+        processor.offer(answers)
+        processor.process()
+        assert processor.records[0].keys() == {"instruction", "input", "output"} | names
 
 
 def test_rejected_rows_have_one_schema() -> None:
@@ -113,61 +228,3 @@ def test_rejected_rows_have_one_schema() -> None:
     for row in rows:
         assert (row["score"] is not None) == (row["reason"] == "too_similar")
         assert bool(row["text"]) == (row["reason"] in ("truncated", "unparsable"))
-
-
-def test_progress_lines_keep_the_originals_words() -> None:
-    lines: list[str] = []
-    progress = Progress(2, lines.append)
-    for number, (seconds, step) in enumerate([(1.0, Step(5, 4)), (2.5, Step(3, 0)), (0.5, Step(1, 1))]):
-        progress.add(Outcome(number, [], "", "m", "x", seconds=seconds), step, 0.25)
-    progress.flush()
-    progress.flush()
-    assert lines == [
-        "Request 1 took 2.50s, processing took 0.50s\nGenerated 8 instructions, kept 4 instructions",
-        "Request 2 took 0.50s, processing took 0.25s\nGenerated 1 instructions, kept 1 instructions",
-    ]
-
-
-def test_tally_counts_attempts_and_tokens() -> None:
-    tally = Tally()
-    tally.add(
-        [Outcome(0, [], "", "m", "x", usage={"prompt_tokens": 5, "completion_tokens": 2}, failures={"timeout": 2})]
-    )
-    tally.add([Outcome(1, [], "", "m", error="timeout", message="no answer in time", failures={"timeout": 9})])
-    assert tally.metrics() == {
-        "requests": 2,
-        "failed": 1,
-        "tokens": {"prompt": 5, "completion": 2},
-        "errors": {"timeout": 11},
-    }
-    assert tally.failed_in_a_row == 1
-
-
-def test_pace_follows_the_measured_yield() -> None:
-    pace = Pace(expected=8.0)
-    assert pace.needed(0) == 0
-    assert pace.needed(1) == 1
-    assert pace.needed(80) == 10
-    for _ in range(99):
-        pace.add(0)
-    assert pace.needed(1) == 13
-    for _ in range(1000):
-        pace.add(0)
-    assert pace.needed(1) > 100, "a yield of nothing must not stop the run before its limit does"
-
-
-def test_a_wait_without_answers_is_told_every_15_seconds() -> None:
-    lines: list[str] = []
-    clock = [0.0]
-    waiting = Waiting(lines.append, clock=lambda: clock[0])
-    for clock[0], new, answers in [(5, 0, 0), (14.9, 0, 0), (15, 0, 0), (29, 0, 0), (30, 0, 0), (44, 1, 1), (58, 0, 1)]:
-        waiting.note(new=new, under_way=8, answers=answers)
-    assert lines == ["waiting: 8 requests under way, 0 answers so far"] * 2
-    clock[0] = 59
-    waiting.note(new=0, under_way=7, answers=1)
-    assert lines[2:] == ["waiting: 7 requests under way, 1 answers so far"]
-
-
-def test_no_rejection_is_told_as_none() -> None:
-    assert shown({}) == "none"
-    assert shown({"too_short": 2, "truncated": 1}) == "too_short 2, truncated 1"

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from alpaca_ray.errors import DataError
+from alpaca_ray.generate.json_form import parse_json
 from alpaca_ray.generate.parse import parse_answer
 from alpaca_ray.generate.prompt import PromptMaker, eligible_seeds, encode, load_header
 from alpaca_ray.records import read_seed_tasks
@@ -52,6 +53,65 @@ def test_prompts_do_not_change_between_versions() -> None:
         ["9", "37", "28"],
         ["22", "48", "34"],
     ]
+
+
+POOL = [{"instruction": f"Kept task {place}", "output": "x"} for place in range(40)]
+
+
+def test_machine_examples_take_places_of_seed_tasks() -> None:
+    seeds = read_seed_tasks("seeds")
+    maker = PromptMaker("head", seeds, 8, 42, machine=2)
+    orders = set()
+    for number in range(30):
+        drawn = maker.draw(number, POOL)
+        assert drawn == maker.draw(number, POOL)
+        prompt = maker.make(number, drawn)
+        kinds = [identifier.startswith("machine:") for identifier in prompt.seed_ids]
+        assert (len(kinds), sum(kinds), len(set(prompt.seed_ids))) == (8, 2, 8)
+        orders.add(tuple(kinds))
+        for record in drawn:
+            place = int(record["id"].removeprefix("machine:"))
+            assert record == {"id": f"machine:{place}", "instruction": f"Kept task {place}", "input": "", "output": "x"}
+            assert f". Instruction: Kept task {place}\n" in prompt.text
+    assert len(orders) > 10, "their places are drawn too"
+    assert len({str(maker.draw(number, POOL)) for number in range(30)}) > 20
+
+
+def test_seed_tasks_fill_the_places_of_missing_machine_examples() -> None:
+    seeds = read_seed_tasks("seeds")
+    maker, without = PromptMaker("head", seeds, 3, 42, machine=2), PromptMaker("head", seeds, 3, 42)
+    assert maker.draw(0, []) == []
+    assert maker.make(0, []) == without.make(0)
+    (only,) = maker.draw(0, POOL[:1])
+    assert sum(identifier == only["id"] for identifier in maker.make(0, [only]).seed_ids) == 1
+    assert len(maker.make(0, [only]).seed_ids) == 3
+    assert maker.draws
+    assert not without.draws
+
+
+def test_records_that_would_break_the_form_or_the_limit_are_not_shown() -> None:
+    pool = [{"instruction": "a " * 30, "output": "x"}, {"instruction": "b", "output": "### x"}, POOL[0]]
+    maker = PromptMaker("", read_seed_tasks("seeds"), 3, 1, machine=2, max_words=20)
+    assert [record["id"] for record in maker.draw(0, pool)] == ["machine:2"]
+    as_json = PromptMaker("", read_seed_tasks("seeds"), 3, 1, "json_schema", machine=2, max_words=20)
+    assert {record["id"] for record in as_json.draw(0, pool)} == {"machine:1", "machine:2"}
+
+
+def test_a_prompt_for_json() -> None:
+    header = load_header("full", 20, 17, response_format="json_schema")
+    assert "17 tasks" in header
+    assert "{" not in header
+    maker = PromptMaker(header, read_seed_tasks("seeds"), 3, 42, "json_schema", new_tasks=17)
+    prompt = maker.make(0)
+    assert len(parse_json(prompt.text, finish_reason="stop")) == 3
+    assert "17 new tasks" in prompt.text
+    assert "tasks" in maker.answer_parameters()["response_format"]["json_schema"]["schema"]["properties"]
+    assert PromptMaker("", read_seed_tasks("seeds"), 3, 42).answer_parameters() == {}
+
+
+def test_evolution_has_a_header_of_its_own() -> None:
+    for form in ("text", "json_schema"):
+        assert "{operator}" in load_header("short", 20, strategy="evolve", response_format=form)
 
 
 @pytest.mark.parametrize("name", ["full", "short"])

@@ -1,26 +1,22 @@
 from __future__ import annotations
 
-import asyncio
 import socket
-import time
-from email.utils import formatdate
 from typing import Any
 
 import pytest
+from generate_support import scripted, teacher_at
 
 from alpaca_ray.errors import SettingsError, TeacherError
-from alpaca_ray.generate.client import TeacherClient, retry_after
-from alpaca_ray.generate.journal import Outcome
-from alpaca_ray.generate.teacher import OPENAI_URL, Teacher, choose_teacher, probe
-from alpaca_ray.settings.cli import parse_settings
+from alpaca_ray.generate.teacher import OPENAI_URL, Teacher, choose_teachers, probe, recorded_teacher
 from alpaca_ray.settings.generate import GenerateSettings
-from alpaca_ray.testing.teacher import StandIn, StandInServer, standin
+from alpaca_ray.testing.teacher import StandIn, standin
 
 KEY = {"OPENAI_API_KEY": "k"}
 
 
 def choose(environ: dict[str, str], **given: Any) -> Teacher:
-    return choose_teacher(GenerateSettings.resolve(given), environ)
+    (teacher,) = choose_teachers(GenerateSettings.resolve(given), environ)
+    return teacher
 
 
 @pytest.mark.parametrize(
@@ -66,191 +62,94 @@ def test_an_address_that_is_none(url: str) -> None:
         choose({}, base_url=url)
 
 
-@pytest.mark.parametrize(
-    ("flags", "words"),
-    [
-        ("--temperature -0.1", "--temperature"),
-        ("--temperature nan", "--temperature"),
-        ("--top_p 1.2", "--top_p"),
-        ("--top_p 0", "--top_p"),
-        ("--similarity_threshold 1.5", "--similarity_threshold"),
-        ("--num_instructions_to_generate 0", "--num_instructions_to_generate"),
-        ("--request_batch_size 0", "--request_batch_size"),
-        ("--max_in_flight x", "--max_in_flight"),
-        ("--api soap", "--api"),
-        ("--num_prompt_instructions 20", "--num_tasks_per_prompt 20 .*must be larger"),
-        ("--resume --overwrite", "contradict"),
-        ("--modelname x", "unknown flag --modelname: did you mean --model_name"),
-    ],
-)
-def test_flags_out_of_range_are_one_line(flags: str, words: str) -> None:
-    with pytest.raises(SettingsError, match=words) as raised:
-        parse_settings(GenerateSettings, flags.split(), description="")
-    assert "\n" not in str(raised.value)
+def several(*endpoints: str, environ: dict[str, str] | None = None, **given: Any) -> list[Teacher]:
+    return choose_teachers(GenerateSettings.resolve({"endpoints": list(endpoints), **given}), environ or {})
 
 
-def test_the_originals_flags_parse() -> None:
-    line = (
-        "--output_dir out --seed_tasks_path seed_tasks.jsonl --num_instructions_to_generate 100 --model_name "
-        "text-davinci-003 --num_prompt_instructions 3 --request_batch_size 5 --temperature 1.0 --top_p 1.0 --num_cpus 8"
-    )
-    settings = parse_settings(GenerateSettings, line.split(), description="")
-    assert (settings.model_name, settings.num_cpus, settings.max_tokens) == ("text-davinci-003", 8, 3072)
-
-
-def test_stops_may_be_written_with_escapes() -> None:
-    assert GenerateSettings.resolve({"stop": ["\\n20.", "###"]}).stops() == ["\n20.", "###"]
-    assert GenerateSettings.resolve({"num_tasks_per_prompt": 20}).stops() == ["\n21. Instruction"]
-
-
-def teacher_of(server: StandInServer, **given: Any) -> Teacher:
-    return Teacher(server.url, **{"model": "stand-in", "api": "completions", "key_env": "KEY", **given})
-
-
-def ask(teacher: Teacher, *prompts: str, environ: dict[str, str] | None = None, **options: Any) -> list[Outcome]:
-    async def scene() -> list[Outcome]:
-        client = TeacherClient(
-            teacher,
-            {"temperature": 1.0, "top_p": 1.0, "max_tokens": options.pop("max_tokens", 500), "stop": None},
-            environ or {},
-            **{"timeout": 30.0, "max_retries": 8, **options},
-        )
-        try:
-            found = await asyncio.gather(*[client.ask(n, ["a"], "sha", text) for n, text in enumerate(prompts)])
-            return [outcome for outcome in found if outcome is not None]
-        finally:
-            await client.close()
-
-    return asyncio.run(scene())
-
-
-PROMPT = "###\n4. Instruction:"
-
-
-@pytest.mark.parametrize("api", ["completions", "chat"])
-def test_an_answer_is_taken_with_its_usage(api: str) -> None:
-    with standin(StandIn.resolve({"bad_tasks": False})) as server:
-        (found,) = ask(teacher_of(server, api=api), PROMPT)
-        assert found.text
-        assert "4. Input:" in found.text
-        assert (found.finish_reason, found.error, found.failures, found.model) == ("stop", None, {}, "stand-in")
-        assert found.usage["prompt_tokens"] == 5
-        assert found.usage["completion_tokens"] > 50
-        (cut,) = ask(teacher_of(server, api=api), PROMPT, max_tokens=10)
-        assert (cut.finish_reason, len(cut.text or "")) == ("length", 40)
-
-
-def test_passing_errors_are_tried_again_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("alpaca_ray.generate.client._FIRST_WAIT", 0.001)
-    settings = StandIn.resolve({"rate_429": 0.2, "rate_500": 0.2, "rate_drop": 0.2, "seed": 3})
-    with standin(settings) as server:
-        found = ask(teacher_of(server), *[f"{number} {PROMPT}" for number in range(40)], max_retries=30)
-    assert all(outcome.error is None and outcome.text for outcome in found)
-    failures = {
-        kind: sum(outcome.failures.get(kind, 0) for outcome in found)
-        for kind in ("rate_limit", "status_500", "connection")
-    }
-    assert failures == {
-        "rate_limit": server.statuses[429],
-        "status_500": server.statuses[500],
-        "connection": server.statuses[0],
-    }
-    assert min(failures.values()) > 0
-
-
-def test_retries_are_bounded_and_the_outcome_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("alpaca_ray.generate.client._FIRST_WAIT", 0.001)
-    with standin(StandIn.resolve({"rate_500": 1.0})) as server:
-        (found,) = ask(teacher_of(server), PROMPT, max_retries=3)
-    assert (found.text, found.error, found.failures) == (None, "status_500", {"status_500": 4})
-    assert found.message == "The server had an error."
-    assert server.statuses[500] == 4
-
-
-def test_retry_after_is_obeyed_by_every_request_of_the_client(monkeypatch: pytest.MonkeyPatch) -> None:
-    waits: list[float] = []
-
-    async def pause(self: TeacherClient, seconds: float) -> bool:
-        waits.append(seconds)
-        return True
-
-    monkeypatch.setattr("alpaca_ray.generate.client.TeacherClient._pause", pause)
-    with standin(StandIn.resolve({"rate_429": 1.0, "retry_after": 37})) as server:
-        ask(teacher_of(server), PROMPT, max_retries=1)
-    before_first, after_first, before_second = waits
-    assert before_first < 0
-    assert 37 <= after_first < 38
-    assert 36 < before_second < 37, "other requests of this client wait as well"
-
-
-def test_a_drained_client_takes_what_is_under_way_and_tries_nothing_again() -> None:
-    async def scene(server: StandInServer) -> list[Outcome | None]:
-        client = TeacherClient(teacher_of(server), {"max_tokens": 500}, {}, timeout=30.0, max_retries=8)
-        under_way = asyncio.ensure_future(client.ask(0, [], "", PROMPT))
-        while not server.prompts:
-            await asyncio.sleep(0.01)
-        client.drain()
-        try:
-            return [await under_way, await client.ask(1, [], "", "late " + PROMPT)]
-        finally:
-            await client.close()
-
-    with standin(StandIn.resolve({"latency": 0.3})) as server:
-        first, late = asyncio.run(scene(server))
-        assert first is not None
-        assert first.text
-        assert late is None
-        assert len(server.prompts) == 1
-    with standin(StandIn.resolve({"latency": 0.3, "rate_429": 1.0, "retry_after": 3600})) as server:
-        assert asyncio.run(scene(server)) == [None, None]
+def test_several_endpoints_and_keys() -> None:
+    found = several("http://a:1/v1/ weight=3 key=A model=m", "  https://b/v1   ", model_name="n", api_key_env="B")
+    assert found == [
+        Teacher("http://a:1/v1", "m", "completions", "A", weight=3.0),
+        Teacher("https://b/v1", "n", "completions", "B"),
+    ]
+    (openai,) = several(f"{OPENAI_URL} key=K weight=0.5", environ={"K": "k"}, model_name="gpt-4o-mini")
+    assert (openai.api, openai.weight, openai.key({"K": "k"})) == ("chat", 0.5, "k")
 
 
 @pytest.mark.parametrize(
-    ("headers", "low", "high"),
+    ("given", "words"),
     [
-        ({"retry-after": "2.5"}, 2.5, 2.5),
-        ({"retry-after-ms": "300", "retry-after": "9"}, 0.3, 0.3),
+        ("http://a/v1 wieght=3", "unknown 'wieght': give weight=, key= or model="),
+        ("http://a/v1 http://b/v1", "unknown 'http://b/v1'"),
+        ("http://a/v1 weight=x", "weight must be a number above 0"),
+        ("http://a/v1 weight=0", "weight must be a number above 0"),
+        ("http://a/v1 weight=-1", "weight must be a number above 0"),
+        ("http://a/v1 weight=inf", "weight must be a number above 0"),
+        ("http://a/v1 weight=nan", "weight must be a number above 0"),
+        ("http://a/v1 weight", "weight must be a number above 0"),
+        ("http://a/v1 key=", "'key=' names no value"),
+        ("http://a/v1 model", "'model' names no value"),
+        ("a/v1", "'a/v1': must be an address"),
+        ("weight=2", "must be an address"),
+        ("", "must be an address"),
+        ("  ", "must be an address"),
     ],
 )
-def test_forms_of_retry_after(headers: dict[str, str], low: float, high: float) -> None:
-    assert low <= (retry_after(headers) or 0.0) <= high
+def test_an_endpoint_that_is_none(given: str, words: str) -> None:
+    with pytest.raises(SettingsError, match="--endpoints") as raised:
+        several("http://ok/v1", given)
+    assert words in str(raised.value)
 
 
-@pytest.mark.parametrize(("ahead", "low", "high"), [(3600, 3000, 3600), (-60, 0, 0)])
-def test_retry_after_as_a_date(ahead: float, low: float, high: float) -> None:
-    # The date is made here: a parameter would be made at collection, many minutes before a long run comes to it.
-    headers = {"retry-after": formatdate(time.time() + ahead, usegmt=True)}
-    assert low <= (retry_after(headers) or 0.0) <= high
+def test_an_endpoint_of_openais_needs_its_own_key() -> None:
+    with pytest.raises(TeacherError, match=r"OTHER is not set"):
+        several(f"{OPENAI_URL} model=gpt-4o-mini", f"{OPENAI_URL} model=gpt-4o-mini key=OTHER", environ=KEY)
+    with pytest.raises(SettingsError, match="--model_name is required"):
+        several(OPENAI_URL, environ=KEY)
+    with pytest.raises(SettingsError, match=r"text-davinci-003: OpenAI has shut it down"):
+        several(f"{OPENAI_URL} model=text-davinci-003", environ=KEY)
 
 
-@pytest.mark.parametrize("headers", [{}, {"retry-after": "soon"}, {"retry-after": "nan"}, {"retry-after": "-1"}])
-def test_what_is_no_retry_after(headers: dict[str, str]) -> None:
-    assert retry_after(headers) is None
+def test_a_run_remembers_an_endpoint_without_the_port_of_this_machine() -> None:
+    same = {teacher_at(f"http://127.0.0.1:{port}/v1").identity for port in (1, 2)}
+    assert same == {"http://127.0.0.1"}
+    assert teacher_at("http://h:1/v1").identity == "http://h:1/v1"
+    assert choose({}).identity == "embedded"
 
 
-def test_an_answer_without_text_is_recorded() -> None:
-    with standin(StandIn.resolve({"rate_empty": 1.0})) as server:
-        (found,) = ask(teacher_of(server), PROMPT)
-    assert (found.text, found.error, found.failures) == (None, "no_text", {"no_text": 1})
+def test_a_replay_knows_its_teacher_from_the_journal() -> None:
+    there = {"model_name": "m", "base_url": "http://h/v1", "api": "chat", "temperature": 1}
+    assert recorded_teacher(there, "KEY") == Teacher("http://h/v1", "m", "chat", "KEY")
 
 
-def test_a_wrong_key_or_model_stops_with_the_servers_words() -> None:
-    with standin(StandIn.resolve({"key": "right"})) as server:
-        with pytest.raises(TeacherError, match=r"127\.0\.0\.1.*401: Incorrect API key provided.*\$KEY"):
-            ask(teacher_of(server), PROMPT, environ={"KEY": "wrong"})
-        with pytest.raises(TeacherError, match="401"):
-            probe(teacher_of(server), {})
-        with pytest.raises(TeacherError, match="404: The model 'other' does not exist"):
-            ask(teacher_of(server, model="other"), PROMPT, environ={"KEY": "right"})
-        assert ask(teacher_of(server), PROMPT, environ={"KEY": "right"})[0].text
-        assert "right" not in repr(teacher_of(server))
+def test_the_key_is_neither_shown_nor_sent_with_the_teacher() -> None:
+    teacher = teacher_at("http://h/v1")
+    assert teacher.client_options({"KEY": "secret"})["api_key"] == "secret"
+    assert "secret" not in repr(teacher)
 
 
 def test_the_first_listed_model_is_taken_where_none_is_named() -> None:
     with standin(StandIn.resolve({"models": ["a", "b"]})) as server:
-        assert probe(teacher_of(server, model=""), {}).model == "a"
-        assert probe(teacher_of(server, model="b"), {}).model == "b"
+        assert probe(teacher_at(server.url, model=""), {}).model == "a"
+        assert probe(teacher_at(server.url, model="b", weight=2.0), {}) == teacher_at(server.url, model="b", weight=2.0)
         assert sum(server.prompts.values()) == 0
+
+
+def test_a_wrong_key_is_found_before_the_first_request() -> None:
+    with standin(StandIn.resolve({"key": "right"})) as server:
+        with pytest.raises(TeacherError, match=r"401: Incorrect API key provided.*\$KEY"):
+            probe(teacher_at(server.url), {})
+        assert probe(teacher_at(server.url), {"KEY": "right"}).model == "stand-in"
+
+
+@pytest.mark.parametrize(
+    "reply", [(404, {}), (500, b"busy"), (200, b"<html>"), (200, [1]), (200, {"data": None}), (200, {"data": []})]
+)
+def test_an_endpoint_without_a_list_of_models_is_believed(reply: Any) -> None:
+    with scripted(reply) as server:
+        assert probe(teacher_at(server.url), {}) == teacher_at(server.url)
+        with pytest.raises(TeacherError, match=r"lists no models: name one with --model_name"):
+            probe(teacher_at(server.url, model=""), {})
 
 
 def test_nobody_at_the_address() -> None:
@@ -261,10 +160,10 @@ def test_nobody_at_the_address() -> None:
             probe(Teacher(url, "m", "completions", "KEY"), {})
 
 
-def test_answers_depend_on_seed_and_prompt_alone() -> None:
-    texts = []
-    for seed in (0, 0, 1):
-        with standin(StandIn.resolve({"seed": seed})) as server:
-            texts.append([found.text for found in ask(teacher_of(server), "a " + PROMPT, "b " + PROMPT)])
-    assert texts[0] == texts[1] != texts[2]
-    assert texts[0][0] != texts[0][1]
+@pytest.mark.parametrize("variable", ["HTTP_PROXY", "ALL_PROXY"])
+def test_a_proxy_is_left_aside_for_this_machine(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    monkeypatch.setenv(variable, "http://127.0.0.1:9")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    with standin() as server:
+        assert probe(teacher_at(server.url, model=""), {}).model == "stand-in"

@@ -1,0 +1,1 @@
+"""Deduplication of existing files: the novelty filter over a stream of records."""

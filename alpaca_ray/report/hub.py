@@ -1,0 +1,64 @@
+"""Upload of a report's folder to a dataset repository of the hub."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from alpaca_ray.errors import OutputError, SettingsError
+
+
+def check_push(repo: str, *, public: bool) -> None:
+    """Check, before anything is read or written, that an upload may go ahead.
+
+    Raises:
+        SettingsError: no token is set up, or the repository is public already and ``public`` is not given.
+        OutputError: the hub refuses or is not reachable.
+    """
+    from huggingface_hub import HfApi, get_token
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    if not get_token():
+        raise SettingsError(f"--push_to_hub {repo}: no token: run `hf auth login`, or set HF_TOKEN")
+    try:
+        found = HfApi().repo_info(repo, repo_type="dataset")
+    except RepositoryNotFoundError:
+        return
+    except Exception as error:
+        raise OutputError(f"--push_to_hub {repo}: {_first_line(error)}") from error
+    if not found.private and not public:
+        raise SettingsError(f"--push_to_hub {repo}: this repository is public: give --public too if you mean it")
+
+
+def push(folder: Path, repo: str, files: Mapping[str, str], *, public: bool) -> str:
+    """Upload files of a folder in one commit; return the address and whether the repository is private.
+
+    A repository that does not exist is made.
+
+    Args:
+        files: name in the repository to name in the folder.
+
+    Raises:
+        OutputError: the hub refuses or is not reachable; nothing of the commit is kept there then.
+    """
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    api = HfApi()
+    try:
+        made = api.create_repo(repo, repo_type="dataset", private=not public, exist_ok=True)
+        private = api.repo_info(made.repo_id, repo_type="dataset").private  # what it is, not what was asked for
+        if not private and not public:
+            raise OutputError("the repository is public although a private one was asked for: nothing was uploaded")
+        operations = [
+            CommitOperationAdd(path_in_repo=there, path_or_fileobj=str(folder / here)) for there, here in files.items()
+        ]
+        api.create_commit(
+            made.repo_id, operations, repo_type="dataset", commit_message="Upload records, card and report"
+        )
+    except Exception as error:
+        raise OutputError(f"--push_to_hub {repo}: {_first_line(error)}; the files are in {folder}") from error
+    return f"{made} ({'private' if private else 'public'})"
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
