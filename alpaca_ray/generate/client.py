@@ -15,14 +15,14 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from email.utils import parsedate_to_datetime
 from typing import Any
 
 from alpaca_ray.generate.admission import Failure, Grant, Want
 from alpaca_ray.generate.budget import Tokens, prompt_bound
 from alpaca_ray.generate.journal import Outcome
 from alpaca_ray.generate.prompt import Prompt
-from alpaca_ray.generate.teacher import Teacher, fatal, http_client, reason, words
+from alpaca_ray.generate.teacher import Teacher, http_client
+from alpaca_ray.generate.verdict import AttemptError, Endpoint, judge, read_answer, why_no_text
 
 _PATHS = {"chat": "/chat/completions", "completions": "/completions"}
 _FIRST_WAIT = 0.5
@@ -51,30 +51,6 @@ class Sampling:
     max_tokens: int
     extra_body: Mapping[str, Any] | None = None
     send_length: bool = True
-
-
-@dataclass
-class _Endpoint:
-    """A teacher's client, and what it has taught us about itself."""
-
-    teacher: Teacher
-    client: Any
-    length: str = "max_tokens"  # newer models take max_completion_tokens instead
-    answered: bool = False
-
-
-class _AttemptError(Exception):
-    """What a failed attempt means."""
-
-    def __init__(
-        self, kind: str, message: str, *, again: bool = True, lost: bool = False, retry_after: float | None = None
-    ) -> None:
-        super().__init__(message)
-        self.kind = kind
-        self.message = message
-        self.again = again
-        self.lost = lost
-        self.retry_after = retry_after
 
 
 class TeacherClient:
@@ -106,7 +82,7 @@ class TeacherClient:
         self._timeout = timeout
         self._max_retries = max_retries
         self._endpoints = [
-            _Endpoint(
+            Endpoint(
                 teacher,
                 openai.AsyncOpenAI(
                     **teacher.client_options(environ),
@@ -166,9 +142,9 @@ class TeacherClient:
             try:
                 answer = await self._send(endpoint, prompt.text, sampling)
                 endpoint.answered = True
-                error, message = (None, None) if answer["text"] is not None else _why_no_text(answer)
+                error, message = (None, None) if answer["text"] is not None else why_no_text(answer)
                 break
-            except _AttemptError as verdict:
+            except AttemptError as verdict:
                 error, message = verdict.kind, verdict.message
                 failures[error] += 1
                 lost += worst if verdict.lost else Tokens()
@@ -202,7 +178,7 @@ class TeacherClient:
             **answer,
         )
 
-    async def _send(self, endpoint: _Endpoint, prompt: str, sampling: Sampling) -> dict[str, Any]:
+    async def _send(self, endpoint: Endpoint, prompt: str, sampling: Sampling) -> dict[str, Any]:
         teacher = endpoint.teacher
         length = endpoint.length
         body: dict[str, Any] = {"model": teacher.model, **sampling.parameters}
@@ -220,42 +196,11 @@ class TeacherClient:
             async with asyncio.timeout(self._timeout):
                 path = _PATHS[teacher.api]
                 reply = await endpoint.client.post(path, cast_to=self._response, body={**body, **extra})
-            return _read_answer(json.loads(reply.content))
+            return read_answer(json.loads(reply.content))
         except TimeoutError as error:
-            raise _AttemptError("timeout", "no answer in time", lost=True) from error
+            raise AttemptError("timeout", "no answer in time", lost=True) from error
         except (self._openai.APIError, ValueError) as error:  # ValueError: a body that is no JSON, or not the API's
-            raise self._judge(endpoint, error, length) from error
-
-    def _judge(self, endpoint: _Endpoint, error: Any, length: str) -> _AttemptError:
-        """Return what an error means for the request that met it.
-
-        Raises:
-            TeacherError: every request would meet it.
-        """
-        openai = self._openai
-        if isinstance(error, openai.APIConnectionError):  # a time-out is one too
-            cause = _innermost(error)
-            # Where the connection broke after the request had left, the endpoint may have answered, and charge for it.
-            lost = type(cause).__name__ not in _NEVER_LEFT
-            if isinstance(cause, TimeoutError):
-                return _AttemptError("timeout", "no answer in time", lost=lost)
-            return _AttemptError("connection", reason(error), lost=lost)
-        if not isinstance(error, openai.APIStatusError):
-            return _AttemptError("bad_answer", str(error)[:500], lost=True)
-        status, said = error.status_code, words(error)
-        if status == 429 and getattr(error, "code", None) == "insufficient_quota":
-            raise fatal(endpoint.teacher, error)
-        if status in (408, 409, 429) or status >= 500:
-            kind = "rate_limit" if status == 429 else f"status_{status}"
-            return _AttemptError(kind, said, retry_after=retry_after(error.response.headers))
-        if length == "max_tokens" and "max_completion_tokens" in said:
-            endpoint.length = "max_completion_tokens"
-            return _AttemptError("length_parameter", said)
-        if "context length" in said or "reduce your prompt" in said.lower():
-            return _AttemptError("too_long", said, again=False)
-        if status in _FATAL_STATUS or not endpoint.answered:
-            raise fatal(endpoint.teacher, error)
-        return _AttemptError(f"status_{status}", said, again=False)
+            raise judge(endpoint, error, length) from error
 
     async def _pause(self, seconds: float) -> bool:
         """Wait, and return whether to go on: a client that is drained does not."""
@@ -265,61 +210,10 @@ class TeacherClient:
         return not self._draining.is_set()
 
 
-def _read_answer(reply: Any) -> dict[str, Any]:
-    """Return text, finish reason, usage and refusal of a response; what is missing is None or empty.
-
-    Raises:
-        ValueError: it has not the API's form.
-    """
-    try:
-        choices = reply.get("choices") or [{}]
-        message = choices[0].get("message") or {}
-        text = message.get("content") if message else choices[0].get("text")
-        usage = reply.get("usage") or {}
-        counted = {name: usage.get(name) for name in ("prompt_tokens", "completion_tokens")}
-        if not isinstance(text, str | None) or not all(isinstance(count, int | None) for count in counted.values()):
-            raise ValueError("the answer has a text or a usage of another type than the API's")
-    except (AttributeError, LookupError, TypeError) as error:
-        raise ValueError(f"the answer has not the API's form: {str(reply)[:200]}") from error
-    return {
-        "text": text or None,
-        "finish_reason": choices[0].get("finish_reason"),
-        "usage": {name: count for name, count in counted.items() if count is not None},
-        "refusal": message.get("refusal"),
-    }
-
-
-def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Return the seconds that a server asks to wait, or None (``Retry-After``: seconds or date; ``retry-after-ms``)."""
-    for name, scale in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
-        try:
-            seconds = float(headers[name]) * scale
-        except (KeyError, ValueError):
-            continue
-        return seconds if 0 <= seconds < float("inf") else None
-    try:
-        return max(0.0, parsedate_to_datetime(headers["retry-after"]).timestamp() - time.time())
-    except (KeyError, TypeError, ValueError):
-        return None
-
-
-def _innermost(error: BaseException) -> BaseException:
-    """Return aiohttp's own error: the transport between calls a server that hangs up a time-out of the connection."""
-    while error.__cause__ is not None and not type(error).__module__.startswith("aiohttp"):
-        error = error.__cause__
-    return error
-
-
 def _wait(failures: Counter[str], told: float | None) -> float:
     """Return the seconds before the next attempt: exponential with jitter, and no less than the server asked for."""
     wait = random.uniform(0.5, 1.0) * min(_LONGEST_WAIT, _FIRST_WAIT * 2 ** (sum(failures.values()) - 1))
     return max(wait, told or 0.0)
-
-
-def _why_no_text(answer: Mapping[str, Any]) -> tuple[str, str]:
-    if answer["refusal"] or answer["finish_reason"] == "content_filter":
-        return "refusal", answer["refusal"] or "withheld by the endpoint's content filter"
-    return "no_text", "the answer holds no text"
 
 
 def _bound(worst: Tokens, text: str | None) -> Tokens:

@@ -16,10 +16,10 @@ import ray
 from alpaca_ray.errors import TeacherError
 from alpaca_ray.generate.client import Sampling, TeacherClient
 from alpaca_ray.generate.journal import Outcome
-from alpaca_ray.generate.ledger import StopKind
 from alpaca_ray.generate.permits import FOLLOW_SECONDS, Batcher, Permits
 from alpaca_ray.generate.prompt import PromptMaker
 from alpaca_ray.generate.teacher import Teacher
+from alpaca_ray.generate.terms import StopKind
 
 _SLOTS_PER_CLIENT = 64
 _ROWS = 16  # of a block: what Ray Data handles, and keeps statistics of, is blocks

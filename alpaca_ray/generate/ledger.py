@@ -12,76 +12,16 @@ import time
 from collections import defaultdict
 from collections.abc import Collection, Coroutine, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from alpaca_ray.errors import AlpacaRayError, OutputError
-from alpaca_ray.generate.admission import NEVER, Admission, Endpoint, Failure, Grant, Want
-from alpaca_ray.generate.budget import Budget, Limits, Tokens
+from alpaca_ray.generate.admission import NEVER, Failure, Grant, Want
+from alpaca_ray.generate.budget import Tokens
 from alpaca_ray.generate.journal import FILE_NAME, Header, Journal, Outcome
-from alpaca_ray.generate.limits import Pacer, Rates
 from alpaca_ray.generate.sent import FILE_NAME as SENT_FILE
 from alpaca_ray.generate.sent import SentLog
-
-StopKind = Literal["drain", "drop"]
-
-
-@dataclass(frozen=True)
-class Terms:
-    """What a run may do.
-
-    Attributes:
-        endpoints: name, weight and the file its pace is shared through (None: with nobody) of each.
-        spent: tokens of earlier sessions.
-    """
-
-    endpoints: Sequence[tuple[str, float, Path | None]] = (("the teacher", 1.0, None),)
-    rates: Rates = field(default_factory=Rates)
-    max_in_flight: int = 32
-    limits: Limits = field(default_factory=Limits)
-    spent: Tokens = field(default_factory=Tokens)
-
-    def admission(self) -> Admission:
-        """Return what grants requests on these terms."""
-        endpoints = [Endpoint(name, Pacer(self.rates, path), weight) for name, weight, path in self.endpoints]
-        return Admission(endpoints, self.max_in_flight, Budget(self.limits, self.spent))
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a client hears: requests that it may send, whether the run is stopping, and what the time is here."""
-
-    grants: list[Grant]
-    stopping: StopKind | None = None
-    now: float = 0.0
-
-
-@dataclass(frozen=True)
-class Delivery:
-    """What the driver gets.
-
-    Attributes:
-        outcomes: new ones.
-        error: ends the run.
-        wants_file: a first answer waits for the journal to be opened.
-        under_way: requests that have been sent and not come back.
-        spent: tokens so far; what is under way is not in it.
-        reserved: tokens that what is under way can take at most.
-        exhausted: flag of the budget that is used up.
-        notes: what a person should hear of.
-        trouble: the last failed attempt, in words.
-    """
-
-    outcomes: list[Outcome]
-    error: AlpacaRayError | None
-    wants_file: bool
-    under_way: int = 0
-    spent: Tokens = field(default_factory=Tokens)
-    reserved: Tokens = field(default_factory=Tokens)
-    exhausted: str | None = None
-    notes: list[str] = field(default_factory=list)
-    trouble: str = ""
+from alpaca_ray.generate.terms import Answer, Delivery, StopKind, Terms
 
 
 class Ledger:
@@ -272,21 +212,20 @@ class Ledger:
             self._timer = None
         if self._stopping is not None:
             return
-        granted, wait = self._admission.grant()
-        loop = asyncio.get_running_loop()
-        if granted:
-            try:
+        try:
+            granted, wait = self._admission.grant()
+            if granted:
                 self._sent.sent([(grant.request_id, worst) for _, grant, worst in granted])
-            except OutputError as error:
-                self._later(self.fail(error))
-                return
-            for client, grant, _ in granted:
-                self._outbox[client].append(grant)
-                self._granted[client].set()
+        except OutputError as error:
+            self._later(self.fail(error))
+            return
+        for client, grant, _ in granted:
+            self._outbox[client].append(grant)
+            self._granted[client].set()
         if self._admission.notes or self._admission.exhausted:
             self._later(self._notify())
         if wait < NEVER:
-            self._timer = loop.call_later(max(wait, 0.001), self._pump)
+            self._timer = asyncio.get_running_loop().call_later(max(wait, 0.001), self._pump)
 
     def _later(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

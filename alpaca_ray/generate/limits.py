@@ -145,18 +145,18 @@ class Pacer:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
+            with os.fdopen(descriptor, "r+", encoding="utf-8", errors="replace") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                state = _current(_read(file.read()), now)
+                yield state
+                file.seek(0)
+                file.truncate()
+                file.write(json.dumps(asdict(state)))
+                file.flush()
         except OSError as error:
             raise OutputError(
                 f"{self._path}: cannot be written ({error.strerror}); rate limits are kept there"
             ) from error
-        with os.fdopen(descriptor, "r+", encoding="utf-8", errors="replace") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            state = _current(_read(file.read()), now)
-            yield state
-            file.seek(0)
-            file.truncate()
-            file.write(json.dumps(asdict(state)))
-            file.flush()
 
 
 def shared_path(folder: Path, base_url: str, key: str) -> Path:

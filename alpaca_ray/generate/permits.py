@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
 from alpaca_ray.generate.admission import Failure, Grant, Want
-from alpaca_ray.generate.ledger import Answer, StopKind
+from alpaca_ray.generate.terms import Answer, StopKind
 
 # The ledger ends a waiting call after this many seconds, so that those of clients that have died do not pile up in it.
 FOLLOW_SECONDS = 5.0

@@ -14,12 +14,12 @@ from alpaca_ray.generate.budget import Limits, Price, Tokens, price_of
 from alpaca_ray.generate.client import Sampling
 from alpaca_ray.generate.folder import FolderState, inspect
 from alpaca_ray.generate.journal import Header, Outcome
-from alpaca_ray.generate.ledger import Terms
 from alpaca_ray.generate.limits import Rates, shared_path
 from alpaca_ray.generate.process import Processor
 from alpaca_ray.generate.prompt import PromptMaker, eligible_seeds, load_header
 from alpaca_ray.generate.store import RowStore
 from alpaca_ray.generate.teacher import Teacher, is_openai
+from alpaca_ray.generate.terms import Terms
 from alpaca_ray.models import cache_folder
 from alpaca_ray.novelty.decontaminate import Decontaminator, evaluation_prompts
 from alpaca_ray.novelty.filter import NoveltyFilter

@@ -18,20 +18,18 @@ from alpaca_ray.generate.account import Pace, Progress, Status, Tally
 from alpaca_ray.generate.briefs import Briefs
 from alpaca_ray.generate.budget import Tokens
 from alpaca_ray.generate.claim import Claim
-from alpaca_ray.generate.fanout import Round, client_count, client_placement, ledger_calls
+from alpaca_ray.generate.fanout import client_count, client_placement, ledger_calls
 from alpaca_ray.generate.folder import FolderState, earlier_metric
 from alpaca_ray.generate.journal import FILE_NAME as JOURNAL
 from alpaca_ray.generate.journal import Journal
-from alpaca_ray.generate.ledger import Delivery, Ledger, StopKind, Terms
+from alpaca_ray.generate.ledger import Ledger
 from alpaca_ray.generate.process import Processor
 from alpaca_ray.generate.result import Result
+from alpaca_ray.generate.rounds import Rounds
 from alpaca_ray.generate.run import Plan
 from alpaca_ray.generate.teacher import Teacher
+from alpaca_ray.generate.terms import Delivery, StopKind, Terms
 
-# Rows of one Ray Data job: its driver keeps statistics of every block (ray#66016), so there are several, one after the
-# other; each starts its own client processes, so they are long, and the next one starts before the last one ends.
-_LONGEST_ROUND = 32768
-_START_AHEAD = 10.0  # seconds before a round is used up that the next one starts
 _FURTHEST_AHEAD = 65536  # requests beyond the one that is needed next: those that come early wait in memory
 _TAKE_SECONDS = 1.0
 _JOIN_SECONDS = 10.0
@@ -74,9 +72,8 @@ class Session:
         self.clients = client_count(settings.max_in_flight, settings.num_clients)
         self.limit = plan.request_limit(state)
         self.recorded = state.outcomes.ids
-        self.next_start = next(number for number in range(len(self.recorded) + 1) if number not in self.recorded)
-        self.highest = self.next_start
-        self.rounds: list[Round] = []
+        self.first = next(number for number in range(len(self.recorded) + 1) if number not in self.recorded)
+        self.highest = self.first
         self.started = self.heard = time.monotonic()
         self.opened = False
         self.stepping = False  # an interrupt in the middle of an answer leaves it half processed: nothing may follow
@@ -110,6 +107,14 @@ class Session:
         self.result.finish(self._metrics(), self.exhausted)
 
     def _ask(self) -> None:
+        self.rounds = Rounds(
+            self.first,
+            self.limit,
+            clients=self.clients,
+            max_in_flight=self.settings.max_in_flight,
+            placement=client_placement(self.teachers),
+            border=self.briefs.period,
+        )
         arguments = {
             "ledger": self.ledger,
             "prompts": self.plan.prompts,
@@ -122,55 +127,28 @@ class Session:
         }
         try:
             while not (self.processor.done or self.exhausted):
-                self._start_round(arguments)
+                needed = self.pace.needed(self.processor.missing)
+                self.rounds.extend(arguments, needed=needed, answers=self.seen, highest=self.highest)
                 self._allow()
                 delivery = self._take(_TAKE_SECONDS)
                 self._process()
-                if not delivery.outcomes and not any(round_.running for round_ in self.rounds):
+                if not delivery.outcomes and not self.rounds.running:
                     break
             # A local teacher's answers cost nothing but time: what is still under way is not waited for.
             self._end("drop" if self.local else "drain")
         except BaseException:
             with suppress(RayActorError):
                 ray.get(self.ledger.stop.remote("drop"))
-            for round_ in self.rounds:
-                round_.join(_JOIN_SECONDS)
+            self.rounds.join(_JOIN_SECONDS)
             raise
-        for round_ in self.rounds:
-            if round_.error is not None:
-                raise round_.error
+        self.rounds.check()
         if not (self.processor.done or self.exhausted) and self.processor.next_id < self.limit:
             raise GenerationError(f"no outcome of request {self.processor.next_id} came back: go on with --resume")
-
-    def _start_round(self, arguments: dict[str, Any]) -> None:
-        """Start a Ray Data job where there is none, or where the last one will soon be used up."""
-        failed = next((round_.error for round_ in self.rounds if round_.error is not None), None)
-        if failed is not None:
-            raise failed
-        elapsed = time.monotonic() - self.started
-        ahead = 2 * self.settings.max_in_flight + int(_START_AHEAD * self.seen / max(elapsed, 1.0))
-        if self.next_start >= self.limit or (self.rounds and self.next_start - self.highest > ahead):
-            return
-        # Far more than seems needed: rows that are left over when the target is met have cost nothing.
-        size = 4 * (self.pace.needed(self.processor.missing) + self.settings.max_in_flight)
-        ids = range(self.next_start, min(self.limit, self.next_start + min(size, _LONGEST_ROUND)))
-        self.next_start = ids.stop
-        self.rounds = [round_ for round_ in self.rounds if round_.running]
-        self.rounds.append(
-            Round(
-                ids,
-                self.clients,
-                arguments,
-                self.settings.max_in_flight,
-                client_placement(self.teachers),
-                border=self.briefs.period,
-            )
-        )
 
     def _end(self, kind: StopKind) -> None:
         if self.processor.done or self.exhausted:
             ray.get(self.ledger.stop.remote(kind))
-        while any(round_.running for round_ in self.rounds):
+        while self.rounds.running:
             self._take(_TAKE_SECONDS)
         self._take(0.0)
         self._process()
@@ -248,7 +226,7 @@ class Session:
     def _allow(self) -> None:
         """Let so many requests go as the missing records will probably take; a local teacher's cost nothing."""
         needed = _FURTHEST_AHEAD if self.local else min(_FURTHEST_AHEAD, self.pace.needed(self.processor.missing))
-        limit = min(self.processor.next_id + needed, self.next_start, self.briefs.known_up_to())
+        limit = min(self.processor.next_id + needed, self.rounds.next_start, self.briefs.known_up_to())
         if limit > self.allowed:
             briefs = self.briefs.of(range(self.allowed, limit))
             self.allowed = limit

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from alpaca_ray.records import SHIPPED_SEEDS
-from alpaca_ray.rows import SUFFIXES
 from alpaca_ray.report.card import Card, facts_table
 from alpaca_ray.report.data_page import DataReport
 from alpaca_ray.report.source import Source
+from alpaca_ray.rows import SUFFIXES
 from alpaca_ray.settings.report import ReportSettings
 
 _SHIPPED = "the seed tasks that alpaca_ray ships"

@@ -15,6 +15,7 @@ WIRING = {
     "dedup.actors",
     "generate.fanout",
     "generate.pipeline",
+    "generate.rounds",
     "generate.session",
     "serve.app",
     "serve.ingress",

@@ -13,9 +13,10 @@ from generate_support import BOUND, TEXT, Asked, completion, scripted, teacher_a
 
 from alpaca_ray.generate.admission import Failure, Grant, Want
 from alpaca_ray.generate.budget import Tokens
-from alpaca_ray.generate.client import Sampling, TeacherClient, retry_after
+from alpaca_ray.generate.client import Sampling, TeacherClient
 from alpaca_ray.generate.journal import Outcome
 from alpaca_ray.generate.prompt import Prompt
+from alpaca_ray.generate.verdict import retry_after
 from alpaca_ray.testing.teacher import StandIn, StandInServer, standin
 
 

@@ -11,10 +11,11 @@ from alpaca_ray.errors import OutputError, TeacherError
 from alpaca_ray.generate.admission import Failure, Grant, Want
 from alpaca_ray.generate.budget import Limits, Tokens
 from alpaca_ray.generate.journal import FILE_NAME, Header, Journal, Outcome, read_journal
-from alpaca_ray.generate.ledger import Answer, Ledger, Terms
+from alpaca_ray.generate.ledger import Ledger
 from alpaca_ray.generate.limits import Rates
 from alpaca_ray.generate.sent import FILE_NAME as SENT_FILE
 from alpaca_ray.generate.sent import SentLog, read_lost
+from alpaca_ray.generate.terms import Answer, Terms
 
 HEADER = Header({"model_name": "m"})
 WORST = Tokens(10, 90)

@@ -12,8 +12,8 @@ import pytest
 from alpaca_ray.errors import ClusterError
 from alpaca_ray.generate.admission import Failure, Grant, Want
 from alpaca_ray.generate.budget import Tokens
-from alpaca_ray.generate.ledger import Answer, StopKind
 from alpaca_ray.generate.permits import FOLLOW_SECONDS, Batcher, Permits
+from alpaca_ray.generate.terms import Answer, StopKind
 
 
 def within(scene: Coroutine[Any, Any, None]) -> None:
