@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any, Generic, TypeVar
@@ -74,7 +75,7 @@ class Permits:
         self._on_stop = on_stop
         self._stopping: StopKind | None = None
         self._error: Exception | None = None
-        self._behind = float("inf")
+        self._delays: deque[float] = deque(maxlen=64)
         self._waiting: dict[int, asyncio.Future[Grant | None]] = {}
         self._watch: asyncio.Future[None] | None = None
 
@@ -121,12 +122,13 @@ class Permits:
                         waiting.set_exception(error)
                 return
             self._stopping = answer.stopping
-            # The least that an answer ever took, with the difference of the two clocks.
-            self._behind = min(self._behind, time.time() - answer.now)
+            # The least that an answer took of late, with the difference of the two clocks, which may be set.
+            self._delays.append(time.time() - answer.now)
+            behind = min(self._delays)
             for grant in answer.grants:
                 found = None if self.stopping else self._waiting.pop(grant.request_id, None)
                 if found is not None and not found.done():
-                    found.set_result(replace(grant, at=grant.at and grant.at + self._behind))
+                    found.set_result(replace(grant, at=grant.at and grant.at + behind))
                 else:  # nobody waits any more: it will not be sent
                     self._out.put(Failure(grant.request_id, "not_sent"))
         for waiting in self._waiting.values():

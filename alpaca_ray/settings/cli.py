@@ -67,7 +67,9 @@ def _build_parser(cls: type[Settings], description: str) -> _Parser:
     parser.add_argument(
         "--config", metavar="FILE", default=_GIVEN, help="YAML file with any of these settings; flags win over it."
     )
-    groups: dict[str, Any] = {}
+    # First, also where a class inherits the fields of other groups.
+    general = [field for field in cls.model_fields.values() if metadata(field)["group"] == "general"]
+    groups: dict[str, Any] = {"general": parser.add_argument_group("general")} if general else {}
     for name, field in cls.model_fields.items():
         if name == cls.passthrough_field:
             continue
