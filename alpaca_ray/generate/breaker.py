@@ -58,7 +58,7 @@ class Breaker:
             return None
         if self._in_a_row < _LIMIT and not self.open:
             return None
-        pause = max(retry_after or 0.0, min(_LONGEST_PAUSE, _FIRST_PAUSE * 2**self._pauses))
+        pause = max(retry_after or 0.0, min(_LONGEST_PAUSE, _FIRST_PAUSE * 2 ** min(16, self._pauses)))
         self._pauses += 1
         self._until = now + pause
         return pause

@@ -6,6 +6,7 @@ everything else, depends on the answers alone and not on when they came.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from alpaca_ray.generate.process import Processor
@@ -34,7 +35,7 @@ class Briefs:
             return _FOR_EVER
         return (self._processor.next_id // _PERIOD + 1) * _PERIOD
 
-    def of(self, ids: range) -> dict[int, list[dict[str, Any]]]:
+    def of(self, ids: Iterable[int]) -> dict[int, list[dict[str, Any]]]:
         """Return the draws of requests; empty where there are none."""
         if self.period is None:
             return {}

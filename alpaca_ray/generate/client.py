@@ -30,10 +30,7 @@ _LONGEST_WAIT = 60.0
 _LEAST_TOKENS = 64
 _LATE = 0.2  # seconds behind its time from which a request under a rate limit asks for another
 _HELD_UP = 10  # times that it does
-_FATAL_STATUS = (401, 403, 404)
 _NOT_COUNTED = ("rate_limit", "length_parameter", "too_long")  # as retries
-# What aiohttp raises where no connection came about. All else may come after the request has left.
-_NEVER_LEFT = frozenset({"ClientConnectorError", "ClientConnectorDNSError", "ConnectionTimeoutError"})
 
 
 @dataclass(frozen=True)
@@ -64,6 +61,7 @@ class TeacherClient:
         *,
         timeout: float | None,
         max_retries: int,
+        answered: bool = False,
     ) -> None:
         """Make a client.
 
@@ -72,6 +70,7 @@ class TeacherClient:
             environ: where the keys are.
             timeout: seconds for one attempt; None where it may take as long as it does.
             max_retries: further attempts after the first; those after a rate limit do not count.
+            answered: the endpoints have answered others before.
         """
         import httpx2
         import openai
@@ -89,6 +88,7 @@ class TeacherClient:
                     timeout=timeout,
                     http_client=http_client(teacher, openai, "DefaultAio"),
                 ),
+                answered=answered,
             )
             for teacher in teachers
         ]
@@ -163,7 +163,8 @@ class TeacherClient:
         answer.pop("refusal", None)
         failures.pop("length_parameter", None)
         came = "finish_reason" in answer
-        estimated = _as_usage(_bound(worst, answer["text"])) if came and not answer["usage"] else {}
+        bounds = _as_usage(_bound(worst, answer["text"])) if came else {}
+        estimated = {name: bound for name, bound in bounds.items() if name not in answer["usage"]}
         return Outcome(
             request_id=prompt.request_id,
             seed_ids=prompt.seed_ids,
@@ -212,7 +213,7 @@ class TeacherClient:
 
 def _wait(failures: Counter[str], told: float | None) -> float:
     """Return the seconds before the next attempt: exponential with jitter, and no less than the server asked for."""
-    wait = random.uniform(0.5, 1.0) * min(_LONGEST_WAIT, _FIRST_WAIT * 2 ** (sum(failures.values()) - 1))
+    wait = random.uniform(0.5, 1.0) * min(_LONGEST_WAIT, _FIRST_WAIT * 2 ** min(16, sum(failures.values()) - 1))
     return max(wait, told or 0.0)
 
 

@@ -14,6 +14,7 @@ import pyarrow as pa
 import ray
 
 from alpaca_ray.errors import TeacherError
+from alpaca_ray.generate.admission import Failure
 from alpaca_ray.generate.client import Sampling, TeacherClient
 from alpaca_ray.generate.journal import Outcome
 from alpaca_ray.generate.permits import FOLLOW_SECONDS, Batcher, Permits
@@ -41,11 +42,14 @@ class AskTeacher:
         environ: Mapping[str, str],
         timeout: float | None,
         max_retries: int,
+        answered: bool = False,
     ) -> None:
         self._ledger = ledger
         self._prompts = prompts
         self._name = uuid.uuid4().hex
-        self._client = TeacherClient(teachers, sampling, environ, timeout=timeout, max_retries=max_retries)
+        self._client = TeacherClient(
+            teachers, sampling, environ, timeout=timeout, max_retries=max_retries, answered=answered
+        )
         self._permits = Permits(
             lambda wants, failures: ledger.push.remote(self._name, wants, failures),
             lambda seconds: ledger.grants.remote(self._name, seconds),
@@ -92,6 +96,7 @@ class AskTeacher:
             outcome = await self._client.ask(prompt, self._permits.get, self._permits.failed)
         except TeacherError as error:
             await self._ledger.fail.remote(error)
+            await self._permits.failed(Failure(request_id, "refused"))  # it costs nothing
             return None
         if outcome is None:
             return None

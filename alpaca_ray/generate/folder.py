@@ -120,10 +120,17 @@ def read_regen(path: Path) -> list[Record]:
 
 
 def write_results(folder: Path, records: RowStore, rejected: RowStore, metrics: Mapping[str, Any]) -> None:
-    """Replace ``regen.json``, ``rejected.jsonl`` and ``metrics.json``, each in one step."""
-    write_atomic(folder / RECORDS, json_pieces(records))
-    write_atomic(folder / REJECTED, rejected.lines())
-    write_atomic(folder / METRICS, json.dumps(metrics, indent=2) + "\n")
+    """Replace ``regen.json``, ``rejected.jsonl`` and ``metrics.json``, each in one step.
+
+    Raises:
+        OutputError: the disk is full or fails; the files are the old ones.
+    """
+    try:
+        write_atomic(folder / RECORDS, json_pieces(records))
+        write_atomic(folder / REJECTED, rejected.lines())
+        write_atomic(folder / METRICS, json.dumps(metrics, indent=2) + "\n")
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be written: {error.strerror}; go on with --resume") from error
 
 
 def earlier_metric(folder: Path, name: str) -> float | None:

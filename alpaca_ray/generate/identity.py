@@ -11,7 +11,6 @@ from typing import Any
 from alpaca_ray.errors import OutputError
 from alpaca_ray.generate.journal import Header
 from alpaca_ray.generate.teacher import Teacher
-from alpaca_ray.manifest import file_digest
 from alpaca_ray.settings.generate import ASKING, DECIDING, GenerateSettings
 
 _TEACHER = ("model_name", "base_url", "api")
@@ -34,12 +33,14 @@ def asking(
     }
 
 
-def deciding(settings: GenerateSettings) -> dict[str, Any]:
-    """Return what decides which entries of the answers are kept: ``--replay`` applies other values."""
-    files = [
-        [Path(name).name, file_digest(Path(name))] for name in settings.decontaminate or () if Path(name).is_file()
-    ]
-    return {**{name: getattr(settings, name) for name in DECIDING}, "decontaminate": files}
+def deciding(settings: GenerateSettings, evaluation: Sequence[str]) -> dict[str, Any]:
+    """Return what decides which entries of the answers are kept: ``--replay`` applies other values.
+
+    Args:
+        evaluation: prompts of the evaluation sets that records are kept away from.
+    """
+    known = _digest(json.dumps(list(evaluation), ensure_ascii=False)) if evaluation else None
+    return {**{name: getattr(settings, name) for name in DECIDING}, "decontaminate": known}
 
 
 def check_same(header: Header, now: Mapping[str, Any], folder: Path) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, overload
 
 from alpaca_ray.errors import DataError, OutputError
+from alpaca_ray.storage import sync_folder
 
 FILE_NAME = "journal.jsonl"
 _VERSION = 1
@@ -70,7 +71,10 @@ class Journal:
         if path.exists():
             repair(path)
         # Without a buffer: one would keep what could not be written, and add it to a later row.
+        new = not path.exists()
         self._file = path.open("ab", buffering=0)
+        if new:
+            sync_folder(path.parent)
         self._end = os.fstat(self._file.fileno()).st_size  # behind the last row that counts
 
     def write_header(self, header: Header) -> None:

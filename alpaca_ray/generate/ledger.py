@@ -39,6 +39,7 @@ class Ledger:
         self._taken = 0
         self._recorded = set(recorded)
         self._holders: dict[int, str] = {}
+        self._lost: defaultdict[int, list[Tokens]] = defaultdict(list)  # attempts that only an outcome would tell of
         self._briefs: dict[int, list[dict[str, Any]]] = {}
         self._outbox: defaultdict[str, list[Grant]] = defaultdict(list)
         self._stopping: StopKind | None = None
@@ -144,17 +145,20 @@ class Ledger:
 
     async def push(self, client: str, wants: Sequence[Want], failures: Sequence[Failure]) -> None:
         """Take a client's wishes, and the attempts of it that failed."""
-        freed = []
-        for failure in failures:
-            if self._admission.failed(client, failure) is not None and not failure.lost:
-                freed.append(failure.request_id)
-            if failure.message:
-                self._trouble = f"{failure.kind}: {failure.message}"
-        self._admission.want(client, wants)
         try:
+            freed = []
+            for failure in failures:
+                worst = self._admission.failed(client, failure)
+                if worst is not None and failure.lost:
+                    self._lost[failure.request_id].append(worst)
+                elif worst is not None:
+                    freed.append(failure.request_id)
+                if failure.message:
+                    self._trouble = f"{failure.kind}: {failure.message}"
             self._sent.freed(freed)
         except OutputError as error:
             await self.fail(error)
+        self._admission.want(client, wants)
         self._pump()
 
     async def grants(self, client: str, timeout: float) -> Answer:
@@ -176,17 +180,19 @@ class Ledger:
         loop = asyncio.get_running_loop()
         waiting = []
         for outcome in outcomes:
-            spent = Tokens.of_usage(outcome.usage) + Tokens.of_usage(outcome.estimated)
-            self._admission.answered(outcome.request_id, client, spent)
-            if outcome.request_id in self._recorded:
-                continue
             if outcome.request_id in self._pending:  # of a client that was thought dead
                 waiting.append(self._pending[outcome.request_id])
-                continue
-            written: asyncio.Future[None] = loop.create_future()
-            self._pending[outcome.request_id] = written
-            self._unwritten.append((outcome, written))
-            waiting.append(written)
+            elif outcome.request_id not in self._recorded:
+                written: asyncio.Future[None] = loop.create_future()
+                self._pending[outcome.request_id] = written
+                self._unwritten.append((outcome, written))
+                waiting.append(written)
+            self._lost.pop(outcome.request_id, None)  # it tells of them itself
+            spent = Tokens.of_usage(outcome.usage) + Tokens.of_usage(outcome.estimated)
+            try:
+                self._admission.answered(outcome.request_id, client, spent)
+            except OutputError as error:  # of the file that limits are shared through; the answers still count
+                self._later(self.fail(error))
         self._pump()  # the slots are free; the disk need not have answered
         if self._journal is None:
             await self._notify()
@@ -200,9 +206,11 @@ class Ledger:
         await self.stop("drop")
 
     def _forget(self, client: str) -> None:
-        held = self._admission.held_by(client)
+        lost = self._admission.held_by(client)
+        for number in [number for number in self._lost if self._holders.get(number) == client]:
+            lost += [(number, worst) for worst in self._lost.pop(number)]
         self._admission.forget(client)
-        self._sent.lost(held)
+        self._sent.lost(lost)
         self._outbox.pop(client, None)
 
     def _pump(self) -> None:

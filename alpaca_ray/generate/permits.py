@@ -28,16 +28,18 @@ class Batcher(Generic[T]):
     def __init__(self, send: Callable[[list[T]], Awaitable[Any]]) -> None:
         self._send = send
         self._items: list[tuple[T, asyncio.Future[None]]] = []
-        self._sending: set[asyncio.Future[None]] = set()
+        self._senders = 0
+        self._tasks: set[asyncio.Future[None]] = set()
 
     def put(self, item: T) -> asyncio.Future[None]:
         """Send an item; the result is done when the call that took it has returned, and raises what it raised."""
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._items.append((item, done))
-        if len(self._sending) < _AT_ONCE:
-            sending = asyncio.ensure_future(self._send_all())
-            self._sending.add(sending)
-            sending.add_done_callback(self._sending.discard)
+        if self._senders < _AT_ONCE:
+            self._senders += 1
+            task = asyncio.ensure_future(self._send_all())
+            self._tasks.add(task)  # the loop itself keeps no hold of it
+            task.add_done_callback(self._tasks.discard)
         return done
 
     async def _send_all(self) -> None:
@@ -53,6 +55,8 @@ class Batcher(Generic[T]):
             for _, done in batch:
                 if not done.done():
                     done.set_result(None)
+        # Here, and not when the task is cleared away: an item that comes in between would wait for nobody.
+        self._senders -= 1
 
 
 class Permits:

@@ -68,7 +68,7 @@ class Rounds:
         self.check()
         per_second = answers / max(time.monotonic() - self._started, 1.0)
         ahead = 2 * self._max_in_flight + int(_START_AHEAD * per_second)
-        if self.next_start >= self._limit or (self._rounds and self.next_start - highest > ahead):
+        if self.next_start >= self._limit or (self.running and self.next_start - highest > ahead):
             return
         # Far more than seems needed: rows that are left over when the target is met have cost nothing.
         size = min(_LONGEST, 4 * (needed + self._max_in_flight))

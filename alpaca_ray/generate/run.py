@@ -48,7 +48,7 @@ class Plan:
     def answer_settings(self, teachers: Sequence[Teacher]) -> dict[str, Any]:
         """Return what the answers and their processing depend on, for the journal's header and for ``run.json``."""
         asked = self.journal_settings or identity.asking(self.settings, teachers, self.header, self.seeds)
-        return {**asked, **identity.deciding(self.settings)}
+        return {**asked, **identity.deciding(self.settings, self.decontaminator.prompts if self.decontaminator else ())}
 
     def look_at(self, folder: Path, teachers: Sequence[Teacher]) -> FolderState:
         """Return what an output folder holds, where this run may use it (see ``folder.inspect`` for errors)."""
@@ -152,7 +152,7 @@ class Plan:
         known = [price for price in prices if price is not None]
         if len(known) == len(prices):
             return Price(max(price.prompt for price in known), max(price.completion for price in known))
-        if settings.max_cost is not None:
+        if settings.max_cost is not None and not settings.replay:
             model = next(one.model for one, price in zip(teachers, prices, strict=True) if price is None)
             raise SettingsError(
                 f"--max_cost needs the price of {model}: give it with --prices '{{\"{model}\": [PROMPT, ANSWER]}}' (US "

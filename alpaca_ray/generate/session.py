@@ -79,7 +79,7 @@ class Session:
         self.stepping = False  # an interrupt in the middle of an answer leaves it half processed: nothing may follow
         self.earlier = 0.0
         self.written_at, self.writing = self.started, 0.0
-        self.allowed = 0
+        self.allowed = self.first
         self.seen = 0  # outcomes of this session that have come from the ledger
         self.spent, self.reserved = self.terms.spent, Tokens()
         self.exhausted: str | None = None
@@ -89,6 +89,7 @@ class Session:
         """Run to the end, and write the results and ``run.json``."""
         try:
             if not (self.processor.done or self.settings.replay):
+                self.terms.admission()  # finds here, and not in another process, what it cannot write
                 self.ledger = _start_ledger(
                     self.terms, self.recorded, ledger_calls(self.settings.max_in_flight, self.clients)
                 )
@@ -124,6 +125,7 @@ class Session:
             # A teacher that is started here is as slow as this machine: to give up and ask again would never end.
             "timeout": None if self.local else self.settings.request_timeout,
             "max_retries": self.settings.max_retries,
+            "answered": self.tally.requests > self.tally.failed,
         }
         try:
             while not (self.processor.done or self.exhausted):
@@ -182,7 +184,7 @@ class Session:
                 "go on with --resume when the teacher answers again"
             )
         silent = time.monotonic() - self.heard
-        if silent > self.settings.stall_timeout and not self.local:
+        if silent > self.settings.patience() and not self.local:
             raise GenerationError(
                 f"no answer from {where} for {silent:.0f} s (--stall_timeout), {delivery.under_way} requests under way"
                 f"{'; last trouble: ' + delivery.trouble if delivery.trouble else ''}: go on with --resume when the "
@@ -228,7 +230,8 @@ class Session:
         needed = _FURTHEST_AHEAD if self.local else min(_FURTHEST_AHEAD, self.pace.needed(self.processor.missing))
         limit = min(self.processor.next_id + needed, self.rounds.next_start, self.briefs.known_up_to())
         if limit > self.allowed:
-            briefs = self.briefs.of(range(self.allowed, limit))
+            new = (number for number in range(self.allowed, limit) if number not in self.recorded)
+            briefs = self.briefs.of(new)
             self.allowed = limit
             self.ledger.allow.remote(limit, briefs)
 

@@ -13,6 +13,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, overload
 
+from alpaca_ray.errors import OutputError
+
 Row = dict[str, Any]
 
 
@@ -26,14 +28,22 @@ class RowStore(Sequence[Row]):
             beside: the file lies on the disk that will hold this path too, where there will be room for as much again.
         """
         folder = next(parent for parent in [beside, *beside.parents] if parent.is_dir() and os.access(parent, os.W_OK))
+        self._folder = folder
         self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - open as long as the store
         self._starts = array("Q", [0])
 
     def append(self, row: Row) -> None:
-        """Add a row."""
+        """Add a row.
+
+        Raises:
+            OutputError: the disk is full or fails.
+        """
         data = json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n"
-        self._file.seek(self._starts[-1])
-        self._file.write(data)
+        try:
+            self._file.seek(self._starts[-1])
+            self._file.write(data)
+        except OSError as error:
+            raise OutputError(f"{self._folder}: cannot be written: {error.strerror}; go on with --resume") from error
         self._starts.append(self._starts[-1] + len(data))
 
     def __len__(self) -> int:

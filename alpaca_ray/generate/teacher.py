@@ -59,7 +59,7 @@ class Teacher:
 
     def key(self, environ: Mapping[str, str]) -> str:
         """Return the key to send; ``none`` where an endpoint other than OpenAI needs none."""
-        return environ.get(self.key_env) or "none"
+        return (environ.get(self.key_env) or "").strip() or "none"
 
     def client_options(self, environ: Mapping[str, str]) -> dict[str, Any]:
         """Return what the openai package's clients need. Retries are ours, so theirs are off."""
@@ -114,9 +114,16 @@ def _checked(
     url: str, flag: str, model: str, key_env: str, settings: GenerateSettings, environ: Mapping[str, str]
 ) -> Teacher:
     url = url.strip().rstrip("/")
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        parts = urlsplit(url)
+        valid = parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port > 0)
+    except ValueError:  # brackets that do not close, a port that is no number
+        valid = False
+    if not valid:
         raise SettingsError(f"{flag} {url!r}: must be an address such as http://127.0.0.1:8000/v1")
+    key = (environ.get(key_env) or "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise TeacherError(f"the environment variable {key_env} holds characters that no key has: set it anew")
     if is_openai(url):
         if model in _GONE:
             raise SettingsError(

@@ -11,17 +11,24 @@ from typing import Any
 from alpaca_ray.generate.teacher import Teacher, fatal, reason, words
 
 _FATAL_STATUS = (401, 403, 404)
+# A gateway that did not wait for the model, which may have answered, and charges for it.
+_GAVE_UP_WAITING = frozenset({408, 502, 504, *range(520, 525)})
 # What aiohttp raises where no connection came about. All else may come after the request has left.
 _NEVER_LEFT = frozenset({"ClientConnectorError", "ClientConnectorDNSError", "ConnectionTimeoutError"})
 
 
 @dataclass
 class Endpoint:
-    """A teacher's client, and what it has taught us about itself."""
+    """A teacher's client, and what it has taught us about itself.
+
+    Attributes:
+        length: parameter of the longest answer; newer models take ``max_completion_tokens``.
+        answered: it has answered before: what it refuses now is that request, and not the way it is asked.
+    """
 
     teacher: Teacher
     client: Any
-    length: str = "max_tokens"  # newer models take max_completion_tokens instead
+    length: str = "max_tokens"
     answered: bool = False
 
 
@@ -72,7 +79,10 @@ def judge(endpoint: Endpoint, error: Any, length: str) -> AttemptError:
         raise fatal(endpoint.teacher, error)
     if status in (408, 409, 429) or status >= 500:
         kind = "rate_limit" if status == 429 else f"status_{status}"
-        return AttemptError(kind, said, retry_after=retry_after(error.response.headers))
+        told = retry_after(error.response.headers)
+        return AttemptError(kind, said, lost=status in _GAVE_UP_WAITING, retry_after=told)
+    if getattr(error, "code", None) == "content_filter" or "content_filter" in said:
+        return AttemptError("refusal", said, again=False)
     if length == "max_tokens" and "max_completion_tokens" in said:
         endpoint.length = "max_completion_tokens"
         return AttemptError("length_parameter", said)

@@ -44,9 +44,9 @@ class NoveltyFilter:
     """Decides instruction by instruction; one that is kept joins the pool before the next is decided.
 
     The source of the rule, its strict comparison and its statistics is ``generate_instruction_following_data`` of
-    stanford_alpaca. Decisions and scores are the same with all statistics and any number of shards. With ``full``, the
-    ten nearest stand in the order of the original's ``np.argsort``, which is arbitrary among equal scores; with ``top``
-    and ``none`` the earlier of equals comes first.
+    stanford_alpaca. Decisions and scores are the same with all statistics and any number of shards. Of equal
+    scores the earlier instruction comes first among the ten nearest; the original's ``np.argsort`` orders those by
+    chance, and another way on another processor.
     """
 
     def __init__(

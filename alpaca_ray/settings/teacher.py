@@ -8,6 +8,22 @@ from pydantic import model_validator
 
 from alpaca_ray.settings.base import Settings, setting
 
+_DROPPABLE = ("temperature", "top_p", "stop", "max_tokens", "logit_bias")
+_ONE = "a request brings one answer, which budget and limits count on"
+# Fields of a request that --extra_body may not hold, and what to do.
+_OWN_FIELDS = {
+    **dict.fromkeys(("max_tokens", "max_completion_tokens", "max_output_tokens"), "give --max_tokens"),
+    **dict.fromkeys(("n", "best_of", "stream", "stream_options"), _ONE),
+    **dict.fromkeys(("messages", "prompt"), "give --prompt_header"),
+    **{
+        "model": "give --model_name",
+        "temperature": "give --temperature",
+        "top_p": "give --top_p",
+        "stop": "give --stop",
+    },
+    "response_format": "give --response_format",
+}
+
 
 class TeacherSettings(Settings):
     """Which endpoint, its limits, and the budget."""
@@ -43,7 +59,8 @@ class TeacherSettings(Settings):
     )
     drop_params: list[str] | None = setting(
         None,
-        "Parameters that the endpoint refuses and that are not to be sent: temperature, top_p, stop, max_tokens.",
+        "Parameters that the endpoint refuses and that are not to be sent: temperature, top_p, stop, max_tokens, "
+        "logit_bias (of --stanford_compat).",
         group="teacher",
     )
     request_timeout: float = setting(
@@ -55,14 +72,15 @@ class TeacherSettings(Settings):
     )
     max_retries: int = setting(
         8,
-        "Further attempts after a server error, a time-out or a lost connection. Rate limits are waited for, however "
-        "often they come.",
+        "Further attempts after a server error, a time-out or a lost connection. Rate limits do not count: they are "
+        "waited for until stall_timeout.",
         group="teacher",
         ge=0,
     )
-    stall_timeout: float = setting(
-        900.0,
-        "Stop, resumable, when no answer has come for so many seconds. Not for a teacher that the run starts itself.",
+    stall_timeout: float | None = setting(
+        None,
+        "Stop, resumable, when no answer has come for so many seconds. By default 900, or longer where a request may "
+        "take longer with all its attempts. Not for a teacher that the run starts itself.",
         group="teacher",
         gt=0,
     )
@@ -114,13 +132,23 @@ class TeacherSettings(Settings):
         group="budget",
     )
 
+    def patience(self) -> float:
+        """Return the seconds without any answer after which a run stops."""
+        if self.stall_timeout is not None:
+            return self.stall_timeout
+        spacing = 60 / self.requests_per_minute if self.requests_per_minute else 0.0
+        return max(900.0, self.request_timeout * (self.max_retries + 1), 3 * spacing)
+
     @model_validator(mode="after")
     def _check_teacher(self) -> Self:
         if self.base_url is not None and self.endpoints:
             raise ValueError("--base_url and --endpoints contradict each other: give one of them")
-        unknown = sorted(set(self.drop_params or ()) - {"temperature", "top_p", "stop", "max_tokens"})
+        own = sorted(set(self.extra_body or ()) & set(_OWN_FIELDS))
+        if own:
+            raise ValueError(f"--extra_body {own[0]}: this field is the run's own: {_OWN_FIELDS[own[0]]}")
+        unknown = sorted(set(self.drop_params or ()) - set(_DROPPABLE))
         if unknown:
-            raise ValueError(f"--drop_params {unknown[0]}: only temperature, top_p, stop, max_tokens can be left out")
+            raise ValueError(f"--drop_params {unknown[0]}: only {', '.join(_DROPPABLE)} can be left out")
         if "max_tokens" in (self.drop_params or ()):
             for flag in ("max_cost", "max_tokens_total", "tokens_per_minute"):
                 if getattr(self, flag) is not None:

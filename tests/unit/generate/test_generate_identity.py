@@ -30,8 +30,8 @@ def asking(header: str = "header", seeds: Any = (TASK,), **given: Any) -> dict[s
     return identity.asking(settings, teachers_of(settings), header, seeds)
 
 
-def now(header: str = "header", seeds: Any = (TASK,), **given: Any) -> dict[str, Any]:
-    return {**asking(header, seeds, **given), **identity.deciding(resolved(**given))}
+def now(header: str = "header", seeds: Any = (TASK,), evaluation: Any = (), **given: Any) -> dict[str, Any]:
+    return {**asking(header, seeds, **given), **identity.deciding(resolved(**given), evaluation)}
 
 
 THERE = Header(json.loads(json.dumps(now())))
@@ -100,16 +100,12 @@ def test_what_only_decides_can_be_replayed(given: dict[str, Any]) -> None:
     assert "--replay" not in refusal(**given, seed=1), "other answers cannot"
 
 
-def test_files_to_decontaminate_from_are_known_by_content(tmp_path: Path) -> None:
-    (tmp_path / "a").mkdir()
-    first, second = tmp_path / "eval.json", tmp_path / "a" / "eval.json"
-    first.write_text("[1]")
-    second.write_text("[1]")
-    header = Header(now(decontaminate=[str(first)]))
-    identity.check_same(header, now(decontaminate=[str(second)]), tmp_path)
-    second.write_text("[2]")
-    with pytest.raises(OutputError, match=r"--decontaminate .*--replay"):
-        identity.check_same(header, now(decontaminate=[str(second)]), tmp_path)
+def test_evaluation_sets_are_known_by_their_prompts(tmp_path: Path) -> None:
+    header = Header(json.loads(json.dumps(now(evaluation=["a prompt"]))))
+    identity.check_same(header, now(evaluation=["a prompt"]), tmp_path)
+    for other in (["another prompt"], []):
+        with pytest.raises(OutputError, match=r"--decontaminate .*--replay"):
+            identity.check_same(header, now(evaluation=other), tmp_path)
 
 
 def test_the_order_of_endpoints_and_their_weights_do_not_matter() -> None:

@@ -241,3 +241,32 @@ def test_a_failure_is_with_the_ledger_when_it_is_reported() -> None:
         assert ledger.failures == [failure]
 
     within(scene())
+
+
+def test_what_comes_while_the_last_calls_end_is_sent_too() -> None:
+    """Three calls end in one turn of the loop, and whoever waited for the first has more to send at once."""
+
+    async def scene() -> list[list[int]]:
+        sent: list[list[int]] = []
+        gate = asyncio.Event()
+
+        async def send(items: list[int]) -> None:
+            sent.append(items)
+            await gate.wait()
+
+        batcher: Batcher[int] = Batcher(send)
+
+        async def again(first: int) -> None:
+            await batcher.put(first)
+            await batcher.put(10 + first)
+
+        tasks = []
+        for number in range(3):
+            tasks.append(asyncio.ensure_future(again(number)))
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+        gate.set()
+        await asyncio.wait_for(asyncio.gather(*tasks), 10)
+        return sent
+
+    assert sorted(item for items in asyncio.run(scene()) for item in items) == [0, 1, 2, 10, 11, 12]
