@@ -127,6 +127,10 @@ class Processor:
         """How many outcomes have been offered and not been processed."""
         return len(self._waiting)
 
+    def knows(self, request_id: int) -> bool:
+        """Whether the outcome of a request has been offered."""
+        return request_id < self.next_id or request_id in self._waiting
+
     def process(self) -> None:
         """Process whatever can be."""
         while self.next_outcome() is not None:

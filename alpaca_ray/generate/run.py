@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,15 +103,17 @@ class Plan:
             from alpaca_ray.dedup.actors import shard_maker
 
             make_shard = shard_maker()
-        return NoveltyFilter(
-            known,
+        rule = functools.partial(
+            NoveltyFilter,
             threshold=settings.similarity_threshold,
             workers=settings.num_cpus or -1,
             stats=settings.similarity_stats,
             tokenizer=settings.tokenizer,
-            make_shard=make_shard,
-            num_shards=settings.num_shards,
         )
+        # Its loops are compiled now, which takes seconds on a new machine, and not while the first answers wait.
+        for _ in rule(["one two"]).decide(["one two", "three"]):
+            pass
+        return rule(known, make_shard=make_shard, num_shards=settings.num_shards)
 
     def request_limit(self, state: FolderState) -> int:
         """Return after how many requests in all the run ends, target or not."""

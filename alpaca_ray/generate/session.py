@@ -21,7 +21,7 @@ from alpaca_ray.generate.claim import Claim
 from alpaca_ray.generate.fanout import client_count, client_placement, ledger_calls
 from alpaca_ray.generate.folder import FolderState, earlier_metric
 from alpaca_ray.generate.journal import FILE_NAME as JOURNAL
-from alpaca_ray.generate.journal import Journal
+from alpaca_ray.generate.journal import Journal, read_journal
 from alpaca_ray.generate.ledger import Ledger
 from alpaca_ray.generate.process import Processor
 from alpaca_ray.generate.result import Result
@@ -205,11 +205,17 @@ class Session:
 
     def _settle(self) -> None:
         """Close the journal, and take what it got since the last look: results show all that was paid for."""
-        with suppress(RayActorError):  # what it had taken is on the disk, or was never acknowledged
+        try:
             ray.get(self.ledger.close.remote())
             self._count(ray.get(self.ledger.take.remote(self.seen, 0.0)))
-            if not self.stepping:
-                self._process()
+        except RayActorError:  # an interrupt reaches it too: what it had taken is on the disk, or never counted
+            if self.opened:
+                written = read_journal(self.claim.folder / JOURNAL).outcomes
+                new = [outcome for outcome in written if not self.processor.knows(outcome.request_id)]
+                self.tally.add(new)
+                self.processor.offer(new)
+        if not self.stepping:
+            self._process()
 
     def _process(self) -> None:
         while self.processor.next_outcome() is not None:

@@ -87,8 +87,8 @@ def test_a_rate_limit_is_shared_by_eight_clients(ray_cluster: None, tmp_path: Pa
             num_clients=8,
             requests_per_minute=900,
         )
-        # What leaves on time may arrive 0.2 seconds late: 3 requests.
-        assert server.arrivals.most_within(5.0) <= 75 + 3
+        # On a machine that is busy some arrive half a second late; unshared it would be eight times as many.
+        assert server.arrivals.most_within(5.0) <= 75 + 8
         assert server.statuses == {200: 150}
     assert metrics["errors"] == {}
 
@@ -115,7 +115,7 @@ def test_two_runs_share_a_limit(ray_cluster: None, tmp_path: Path) -> None:
             _, errors = child.communicate(timeout=200)
             assert child.returncode == 0, errors.decode()
         assert server.statuses == {200: 120}
-        assert server.arrivals.most_within(5.0) <= 25 + 1
+        assert server.arrivals.most_within(5.0) <= 25 + 5, "twice as many if each had the limit to itself"
 
 
 def test_a_run_of_rate_limits_pauses_and_loses_nothing(
