@@ -35,7 +35,15 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     Raises:
         DataError: the file is there and is not JSON.
     """
-    path = folder / FILE_NAME
+    return read_json_object(folder / FILE_NAME)
+
+
+def read_json_object(path: Path) -> dict[str, Any] | None:
+    """Return the JSON object that a file of a stage's folder holds, or None where there is no such file.
+
+    Raises:
+        DataError: it is not JSON, or not an object.
+    """
     if not path.is_file():
         return None
     try:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from alpaca_ray.errors import DataError
-from alpaca_ray.manifest import read_manifest
+from alpaca_ray.manifest import read_json_object, read_manifest
 from alpaca_ray.records import Record, read_records, source_path
 from alpaca_ray.storage import is_uri
 
@@ -71,23 +71,11 @@ def read_source(name: str) -> Source:
     if is_uri(name) or not path.is_dir():
         return Source(name, read_records(name, need_output=False))
     records = read_records(str(path), need_output=False)
-    metrics = _read_metrics(path / METRICS)
+    metrics = read_json_object(path / METRICS) or {}
     counted, scores = _read_rejected(path / REJECTED)
     said = metrics.get("rejected")
     rejected = {str(k): int(v) for k, v in said.items()} if isinstance(said, Mapping) else dict(counted)
     return Source(name, records, path, read_manifest(path) or {}, metrics, rejected, scores)
-
-
-def _read_metrics(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not valid JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise DataError(f"{path}: must hold a JSON object")
-    return content
 
 
 def _read_rejected(path: Path) -> tuple[Counter[str], list[float]]:
