@@ -140,7 +140,8 @@ def _decode(text: _Text, decoder: json.JSONDecoder) -> Any:
             row, end = decoder.raw_decode(text.window, text.place)
         except json.JSONDecodeError as error:
             cut = error.msg.startswith("Unterminated string") or error.pos >= len(text.window) - _NEAR_THE_END
-            if cut and (text.more() or not text.ended):
+            if cut and not text.ended:
+                text.more()  # the window moves, so its places count no longer: parse again even at the end
                 continue
             raise text.error(error.msg, error.pos) from error
         if end == len(text.window) and not isinstance(row, dict | list) and text.more():

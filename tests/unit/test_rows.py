@@ -59,6 +59,7 @@ def test_empty_lists_and_files(tmp_path: Path) -> None:
         ('[{"a": 1},\n {"a" 2}]', "line 2: not valid JSON: Expecting ':' delimiter"),
         ('[{"a": 1}\n\n {"a": 2}]', "line 3: not valid JSON: Expecting ',' delimiter"),
         ('[{"a": 1},\n]', "line 2: not valid JSON"),
+        ('[\n{"a": }\n]', "line 2: not valid JSON: Expecting value"),
         ('[{"a": 1},\n{"a": "x', "line 2: not valid JSON: Unterminated string"),
         ('[{"a": 1}\n', "not valid JSON: Expecting ',' delimiter"),
         ('[{"a": 1}]\n{}', "line 2: not valid JSON: Extra data"),
