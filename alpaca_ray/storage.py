@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shutil
@@ -11,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
+from urllib.parse import unquote, urlsplit
 
 from alpaca_ray.errors import DataError, OutputError
 
@@ -57,6 +59,8 @@ def resolve_output(path: str, *, several_nodes: bool = False) -> Path:
     Raises:
         OutputError: the path is a bucket URI, or relative where ``$ALPACA_RAY_STORAGE`` is needed and not set.
     """
+    if path.startswith("file://"):
+        path = unquote(urlsplit(path).path)
     if is_uri(path):
         raise OutputError(
             f"--output_dir {path}: must be a folder (for a bucket, mount it or copy the folder there afterwards)"
@@ -214,9 +218,31 @@ def hold_output(folder: Path) -> Iterator[None]:
     Raises:
         OutputError: another run holds it.
     """
+    with _locked(folder / LOCK_FILE, folder):
+        yield
+
+
+@contextmanager
+def hold_name(folder: Path, beside: Path) -> Iterator[None]:
+    """Hold an output folder that does not exist yet until the block ends, by a file below the folder ``beside``.
+
+    Raises:
+        OutputError: another run holds it.
+    """
+    locks = beside / "locks"
+    try:
+        locks.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{locks}: cannot be written: {error.strerror}") from error
+    with _locked(locks / hashlib.sha256(os.fsencode(folder)).hexdigest()[:16], folder):
+        yield
+
+
+@contextmanager
+def _locked(path: Path, folder: Path) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
-    lock = FileLock(folder / LOCK_FILE)
+    lock = FileLock(path)
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
@@ -226,5 +252,5 @@ def hold_output(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        (folder / LOCK_FILE).unlink(missing_ok=True)  # before the release: afterwards it may be another run's
+        path.unlink(missing_ok=True)  # before the release: afterwards it may be another run's
         lock.release()

@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from alpaca_ray.generate.admission import Failure, Grant, Want
@@ -56,7 +56,7 @@ class TeacherClient:
     def __init__(
         self,
         teachers: Sequence[Teacher],
-        sampling: Sampling,
+        sampling: Mapping[str, Sampling],
         environ: Mapping[str, str],
         *,
         timeout: float | None,
@@ -67,6 +67,7 @@ class TeacherClient:
 
         Args:
             teachers: the endpoints; a grant names one by its index.
+            sampling: for each API of theirs; ``max_tokens`` is the same in all.
             environ: where the keys are.
             timeout: seconds for one attempt; None where it may take as long as it does.
             max_retries: further attempts after the first; those after a rate limit do not count.
@@ -122,10 +123,10 @@ class TeacherClient:
         failures: Counter[str] = Counter()
         lost = Tokens()
         held_up = 0
-        sampling = self._sampling
+        max_tokens = next(iter(self._sampling.values())).max_tokens
         bound = prompt_bound(prompt.text)
         while True:
-            worst = Tokens(bound, sampling.max_tokens)
+            worst = Tokens(bound, max_tokens)
             grant = await permit(Want(prompt.request_id, worst))
             if grant is None:
                 return None
@@ -140,7 +141,7 @@ class TeacherClient:
             endpoint = self._endpoints[grant.endpoint]
             started = started or time.monotonic()
             try:
-                answer = await self._send(endpoint, prompt.text, sampling)
+                answer = await self._send(endpoint, prompt.text, max_tokens)
                 endpoint.answered = True
                 error, message = (None, None) if answer["text"] is not None else why_no_text(answer)
                 break
@@ -151,9 +152,9 @@ class TeacherClient:
                 await failed(Failure(prompt.request_id, error, message, verdict.lost, verdict.retry_after))
                 counted = sum(count for kind, count in failures.items() if kind not in _NOT_COUNTED)
                 answer = {"text": None}
-                if error == "too_long" and sampling.max_tokens > _LEAST_TOKENS:
+                if error == "too_long" and max_tokens > _LEAST_TOKENS:
                     # As the original does: ask for less until prompt and answer fit the model's context.
-                    sampling = replace(sampling, max_tokens=max(_LEAST_TOKENS, int(sampling.max_tokens * 0.8)))
+                    max_tokens = max(_LEAST_TOKENS, int(max_tokens * 0.8))
                 elif not verdict.again or counted > self._max_retries:
                     break
                 elif error != "length_parameter" and not await self._pause(_wait(failures, verdict.retry_after)):
@@ -179,13 +180,14 @@ class TeacherClient:
             **answer,
         )
 
-    async def _send(self, endpoint: Endpoint, prompt: str, sampling: Sampling) -> dict[str, Any]:
+    async def _send(self, endpoint: Endpoint, prompt: str, max_tokens: int) -> dict[str, Any]:
         teacher = endpoint.teacher
+        sampling = self._sampling[teacher.api]
         length = endpoint.length
         body: dict[str, Any] = {"model": teacher.model, **sampling.parameters}
         extra = sampling.extra_body or {}
         if sampling.send_length:
-            body[length] = sampling.max_tokens
+            body[length] = max_tokens
         if teacher.api == "chat":
             body["messages"] = [{"role": "user", "content": prompt}]
         else:

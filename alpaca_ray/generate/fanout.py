@@ -38,7 +38,7 @@ class AskTeacher:
         ledger: Any,
         prompts: PromptMaker,
         teachers: Sequence[Teacher],
-        sampling: Sampling,
+        sampling: Mapping[str, Sampling],
         environ: Mapping[str, str],
         timeout: float | None,
         max_retries: int,

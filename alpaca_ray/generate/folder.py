@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,15 @@ from alpaca_ray.generate.store import RowStore
 from alpaca_ray.manifest import FILE_NAME as MANIFEST
 from alpaca_ray.manifest import read_manifest
 from alpaca_ray.records import json_pieces
+from alpaca_ray.rows import read_rows
 from alpaca_ray.storage import check_output, used_by, write_atomic
 
 STAGE = "generate"
 RECORDS = "regen.json"
 REJECTED = "rejected.jsonl"
 METRICS = "metrics.json"
-OURS = (journal.FILE_NAME, sent.FILE_NAME, RECORDS, REJECTED, METRICS, MANIFEST)
+WHOLE = (RECORDS, REJECTED, METRICS, MANIFEST)  # replaced as one; the others grow
+OURS = (journal.FILE_NAME, sent.FILE_NAME, *WHOLE)
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class FolderState:
     """What a run finds.
 
     Attributes:
-        records: all of ``regen.json``.
+        total: records in ``regen.json``.
         initial: those of them that no answer in the journal made; they stay in front, unchanged.
         header: the journal's; None where there is none yet.
         outcomes: the journal's, in the order they came.
@@ -39,8 +41,8 @@ class FolderState:
         files: what the folder looked like before it was read (see ``fingerprint``).
     """
 
-    records: list[Record] = field(default_factory=list)
-    initial: list[Record] = field(default_factory=list)
+    total: int = 0
+    initial: Sequence[Record] = ()
     header: Header | None = None
     outcomes: Outcomes = field(default_factory=Outcomes)
     lost: Tokens = field(default_factory=Tokens)
@@ -81,16 +83,20 @@ def inspect(folder: Path, *, resume: bool, overwrite: bool, replay: bool = False
             f"--resume: {folder} holds {sorted(used)[0]} but no {journal.FILE_NAME}: nothing to go on from; give "
             "--overwrite to start anew, or another folder"
         )
-    records = read_regen(folder / RECORDS) if RECORDS in used else []
+    initial, total = RowStore(folder), 0
+    for record in read_regen(folder / RECORDS) if RECORDS in used else ():
+        total += 1
+        if header is None or len(initial) < header.initial:
+            initial.append(record)
     if header is None:
-        return FolderState(records, records, lost=sent.read_lost(folder / sent.FILE_NAME, ()), files=files)
-    if len(records) < header.initial:
+        return FolderState(total, initial, lost=sent.read_lost(folder / sent.FILE_NAME, ()), files=files)
+    if total < header.initial:
         raise OutputError(
             f"--resume: {folder / RECORDS} held {header.initial} records before this run began, and now has "
-            f"{len(records)}: put it back, or give --overwrite to start anew"
+            f"{total}: put it back, or give --overwrite to start anew"
         )
     lost = sent.read_lost(folder / sent.FILE_NAME, contents.outcomes.ids)
-    return FolderState(records, records[: header.initial], header, contents.outcomes, lost, files)
+    return FolderState(total, initial, header, contents.outcomes, lost, files)
 
 
 def fingerprint(folder: Path) -> frozenset[tuple[str, int, int]]:
@@ -99,24 +105,16 @@ def fingerprint(folder: Path) -> frozenset[tuple[str, int, int]]:
     return frozenset((name, stat.st_size, stat.st_mtime_ns) for name, stat in found)
 
 
-def read_regen(path: Path) -> list[Record]:
-    """Return the records of a ``regen.json``, with every key as it is.
+def read_regen(path: Path) -> Iterator[Record]:
+    """Yield the records of a ``regen.json``, with every key as it is.
 
     Raises:
         DataError: not a JSON list of records with an ``instruction``; names the line or the record.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}, line {error.lineno}: not valid JSON: {error.msg}") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 text ({error})") from error
-    if not isinstance(content, list):
-        raise DataError(f"{path}: must hold a JSON list of records, not one {type(content).__name__}")
-    for index, record in enumerate(content):
+    for index, record in enumerate(read_rows(str(path))):
         if not isinstance(record, dict) or not isinstance(record.get("instruction"), str):
             raise DataError(f"{path}: record {index}: has no 'instruction' (a text)")
-    return content
+        yield record
 
 
 def write_results(folder: Path, records: RowStore, rejected: RowStore, metrics: Mapping[str, Any]) -> None:

@@ -20,14 +20,15 @@ def asking(
     settings: GenerateSettings, teachers: Sequence[Teacher], header: str, seeds: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
     """Return all that the answers depend on: another value is another run."""
+    apis = sorted({teacher.api for teacher in teachers})
     tasks = [[task["instruction"], task.get("input") or "", task["output"]] for task in seeds]
     return {
         "model_name": ", ".join(sorted({teacher.model for teacher in teachers})),
         "base_url": ", ".join(sorted({teacher.identity for teacher in teachers})),
-        "api": teachers[0].api,
+        "api": ", ".join(apis),
         **{name: getattr(settings, name) for name in ASKING},
         "stop": settings.stops(),
-        "logit_bias": settings.compat_parameters(teachers[0].api).get("logit_bias"),
+        "logit_bias": next(filter(None, (settings.compat_parameters(api).get("logit_bias") for api in apis)), None),
         "prompt_header": _digest(header),
         "seed_tasks_path": _digest(json.dumps(tasks, ensure_ascii=False)),
     }
@@ -40,7 +41,10 @@ def deciding(settings: GenerateSettings, evaluation: Sequence[str]) -> dict[str,
         evaluation: prompts of the evaluation sets that records are kept away from.
     """
     known = _digest(json.dumps(list(evaluation), ensure_ascii=False)) if evaluation else None
-    return {**{name: getattr(settings, name) for name in DECIDING}, "decontaminate": known}
+    values = {name: getattr(settings, name) for name in DECIDING}
+    if not evaluation:
+        values["decontaminate_threshold"] = None  # decides nothing then
+    return {**values, "decontaminate": known}
 
 
 def check_same(header: Header, now: Mapping[str, Any], folder: Path) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, Protocol, overload
 
 from alpaca_ray.errors import DataError, OutputError
 from alpaca_ray.storage import sync_folder
@@ -62,12 +62,25 @@ class Header:
     initial: int = 0
 
 
+class Mirror(Protocol):
+    """Where lines must be as well before they count (see ``Segments``)."""
+
+    def append(self, data: bytes, /) -> None:
+        """Return when whole lines are durable there."""
+        ...
+
+
 class Journal:
     """An append-only file of outcomes. One process writes it."""
 
-    def __init__(self, path: Path) -> None:
-        """Open for appending, creating it or cutting off a torn last line."""
+    def __init__(self, path: Path, mirror: Mirror | None = None) -> None:
+        """Open for appending, creating it or cutting off a torn last line.
+
+        Args:
+            mirror: gets every line, too, before it counts; what the file holds already is there.
+        """
         self._path = path
+        self._mirror = mirror
         if path.exists():
             repair(path)
         # Without a buffer: one would keep what could not be written, and add it to a later row.
@@ -106,6 +119,12 @@ class Journal:
             while left:  # a disk that fills up takes a part and refuses the rest
                 left = left[self._file.write(left) :]
             os.fsync(self._file.fileno())
+            if self._mirror is not None:
+                self._mirror.append(data)
+        except OutputError:  # of the mirror, with its own words
+            with suppress(OSError):
+                self._cut()
+            raise
         except OSError as error:
             with suppress(OSError):  # the next write tries again, and so does whoever opens the file next
                 self._cut()

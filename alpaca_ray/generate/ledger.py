@@ -17,6 +17,7 @@ from typing import Any
 
 from alpaca_ray.errors import AlpacaRayError, OutputError
 from alpaca_ray.generate.admission import NEVER, Failure, Grant, Want
+from alpaca_ray.generate.bucket import Bucket, mirror_of
 from alpaca_ray.generate.budget import Tokens
 from alpaca_ray.generate.journal import FILE_NAME, Header, Journal, Outcome
 from alpaca_ray.generate.sent import FILE_NAME as SENT_FILE
@@ -49,18 +50,24 @@ class Ledger:
         self._granted: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
         self._allowed = asyncio.Event()
         self._writing = asyncio.Lock()
+        self._announcing = asyncio.Lock()
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._told_exhausted = False
 
     # --- the driver's side
 
-    async def open(self, folder: Path, header: Header | None) -> None:
-        """Open the run's files, the journal with a header where it is new, and write what has been waiting for it."""
-        self._sent.open(folder / SENT_FILE)
-        self._journal = Journal(folder / FILE_NAME)
+    async def open(self, folder: Path, header: Header | None, bucket: Bucket | None = None) -> None:
+        """Open the run's files, the journal with a header where it is new, and write what has been waiting for it.
+
+        Args:
+            bucket: what ``folder`` is a copy of.
+        """
+        self._sent.open(folder / SENT_FILE, mirror_of(bucket, SENT_FILE))
+        self._journal = Journal(folder / FILE_NAME, mirror_of(bucket, FILE_NAME))
         if header is not None:
             self._journal.write_header(header)
+        await self._flush_sent()
         await self._write()
 
     async def allow(self, limit: int, briefs: Mapping[int, list[dict[str, Any]]] | None = None) -> None:
@@ -111,6 +118,8 @@ class Ledger:
         if self._journal is not None:
             await self._write()
             self._journal.close()
+        with suppress(OutputError):  # what is missing there says that attempts were free: too much is counted
+            await self._flush_sent()
         self._sent.close()
 
     # --- the clients' side
@@ -227,13 +236,33 @@ class Ledger:
         except OutputError as error:
             self._later(self.fail(error))
             return
-        for client, grant, _ in granted:
-            self._outbox[client].append(grant)
-            self._granted[client].set()
+        if granted and self._sent.mirrored:
+            self._later(self._announce(granted))
+        else:
+            self._hand_out(granted)
         if self._admission.notes or self._admission.exhausted:
             self._later(self._notify())
         if wait < NEVER:
             self._timer = asyncio.get_running_loop().call_later(max(wait, 0.001), self._pump)
+
+    def _hand_out(self, granted: Sequence[tuple[str, Grant, Tokens]]) -> None:
+        for client, grant, _ in granted:
+            self._outbox[client].append(grant)
+            self._granted[client].set()
+
+    async def _announce(self, granted: Sequence[tuple[str, Grant, Tokens]]) -> None:
+        """Hand out what may be sent once it is known where the output lies that it is."""
+        try:
+            await self._flush_sent()
+        except OutputError as error:
+            await self.fail(error)
+            return
+        self._hand_out(granted)
+
+    async def _flush_sent(self) -> None:
+        async with self._announcing:
+            if self._sent.mirrored:
+                await asyncio.get_running_loop().run_in_executor(None, self._sent.flush)
 
     def _later(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

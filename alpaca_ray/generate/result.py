@@ -15,9 +15,9 @@ from alpaca_ray.generate.process import Processor
 from alpaca_ray.generate.prompt import SHIPPED_HEADERS
 from alpaca_ray.generate.run import Plan, shown
 from alpaca_ray.generate.teacher import Teacher
+from alpaca_ray.manifest import FILE_NAME as MANIFEST
 from alpaca_ray.manifest import write_manifest
 from alpaca_ray.records import source_path
-from alpaca_ray.storage import location
 
 
 def cost(price: Price | None, spent: Tokens, counted: Tokens) -> dict[str, Any]:
@@ -45,6 +45,7 @@ class Result:
     ) -> None:
         self.plan = plan
         self.folder = claim.folder
+        self._claim = claim
         self.processor = processor
         self._teachers = teachers
         self._initial = len(state.initial)
@@ -65,6 +66,7 @@ class Result:
     def write(self, metrics: Mapping[str, Any]) -> None:
         """Replace the result files."""
         write_results(self.folder, self.processor.records, self.processor.rejected, metrics)
+        self._claim.publish(RECORDS, REJECTED, METRICS)
 
     def finish(self, metrics: Mapping[str, Any], exhausted: str | None) -> None:
         """Say what came of it, and write ``run.json``.
@@ -111,7 +113,8 @@ class Result:
             complete=self.processor.done,
             records={name: metrics[name] for name in ("initial", "kept", "total", "target")},
         )
-        say(f"result: {location(self.folder / RECORDS)}")
+        self._claim.publish(MANIFEST)
+        say(f"result: {self._claim.where(RECORDS)}")
 
 
 def _paid(metrics: Mapping[str, Any]) -> str:

@@ -223,7 +223,7 @@ def _decontaminator(settings: GenerateSettings) -> Decontaminator | None:
     if not settings.decontaminate:
         return None
     prompts = [prompt for source in settings.decontaminate for prompt in evaluation_prompts(source)]
-    return Decontaminator(prompts, threshold=settings.similarity_threshold, tokenizer_name=settings.tokenizer)
+    return Decontaminator(prompts, threshold=settings.decontaminate_threshold, tokenizer_name=settings.tokenizer)
 
 
 def spent(state: FolderState) -> Tokens:

@@ -3,7 +3,7 @@
 The journal holds answers; this file holds attempts, a few bytes each. A line that says ``sent`` comes before the
 request leaves; ``freed`` takes it back where the endpoint refused it or it never left; ``session`` begins a process's
 lines. It is written without waiting for the disk: it outlives every process, and a machine that goes down may lose its
-last moments.
+last moments. In a bucket it loses nothing: there a request waits until its line has arrived.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 from alpaca_ray.errors import OutputError
 from alpaca_ray.generate.budget import Tokens
-from alpaca_ray.generate.journal import repair
+from alpaca_ray.generate.journal import Mirror, repair
 
 FILE_NAME = "sent.jsonl"
 Attempt = tuple[int, Tokens]
@@ -29,13 +29,21 @@ class SentLog:
         self._file: Any = None
         self._path: Path | None = None
         self._waiting: list[dict[str, Any]] = []
+        self._mirror: Mirror | None = None
+        self._unmirrored: list[bytes] = []
+        self.mirrored = False
 
-    def open(self, path: Path) -> None:
+    def open(self, path: Path, mirror: Mirror | None = None) -> None:
         """Open the file, begin a session in it, and write what has been waiting.
+
+        Args:
+            mirror: gets every line, too, with the next ``flush``.
 
         Raises:
             OutputError: it cannot be written.
         """
+        self._mirror = mirror
+        self.mirrored = mirror is not None
         try:
             if path.exists():
                 repair(path)
@@ -60,6 +68,16 @@ class SentLog:
         if attempts:
             self._write([{"lost": [[number, worst.prompt, worst.completion] for number, worst in attempts]}])
 
+    def flush(self) -> None:
+        """Return when everything so far is in the mirror. May run in another thread, one call at a time.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        lines, self._unmirrored = self._unmirrored, []
+        if lines and self._mirror is not None:
+            self._mirror.append(b"".join(lines))
+
     def close(self) -> None:
         """Close the file."""
         if self._file is not None:
@@ -69,12 +87,15 @@ class SentLog:
         if self._file is None:
             self._waiting += rows
             return
-        data = memoryview("".join(json.dumps(row, separators=(",", ":")) + "\n" for row in rows).encode())
+        lines = "".join(json.dumps(row, separators=(",", ":")) + "\n" for row in rows).encode()
+        data = memoryview(lines)
         try:
             while data:
                 data = data[self._file.write(data) :]
         except OSError as error:
             raise OutputError(f"{self._path}: cannot be written: {error.strerror}; go on with --resume") from error
+        if self._mirror is not None:
+            self._unmirrored.append(lines)
 
 
 def read_lost(path: Path, answered: Collection[int]) -> Tokens:

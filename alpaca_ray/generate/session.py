@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any
 
 import ray
@@ -13,9 +12,10 @@ from ray.exceptions import RayActorError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from alpaca_ray.console import say
-from alpaca_ray.errors import ClusterError, GenerationError
+from alpaca_ray.errors import ClusterError, GenerationError, find_cause
 from alpaca_ray.generate.account import Pace, Progress, Status, Tally
 from alpaca_ray.generate.briefs import Briefs
+from alpaca_ray.generate.bucket import mirror_of
 from alpaca_ray.generate.budget import Tokens
 from alpaca_ray.generate.claim import Claim
 from alpaca_ray.generate.fanout import client_count, client_placement, ledger_calls
@@ -27,6 +27,7 @@ from alpaca_ray.generate.process import Processor
 from alpaca_ray.generate.result import Result
 from alpaca_ray.generate.rounds import Rounds
 from alpaca_ray.generate.run import Plan
+from alpaca_ray.generate.signals import interrupts_later
 from alpaca_ray.generate.teacher import Teacher
 from alpaca_ray.generate.terms import Delivery, StopKind, Terms
 
@@ -36,6 +37,7 @@ _JOIN_SECONDS = 10.0
 _CHECKPOINT_SECONDS = 10.0
 _CHECKPOINT_SHARE = 20  # results are written again after this many times as long as writing them took
 _MIN_FAILED_IN_A_ROW = 20
+_LEDGER_DIED = "the process that writes the journal has died: go on with --resume"
 
 
 class Session:
@@ -76,7 +78,6 @@ class Session:
         self.highest = self.first
         self.started = self.heard = time.monotonic()
         self.opened = False
-        self.stepping = False  # an interrupt in the middle of an answer leaves it half processed: nothing may follow
         self.earlier = 0.0
         self.written_at, self.writing = self.started, 0.0
         self.allowed = self.first
@@ -87,6 +88,7 @@ class Session:
 
     def go(self) -> None:
         """Run to the end, and write the results and ``run.json``."""
+        failed = False
         try:
             if not (self.processor.done or self.settings.replay):
                 self.terms.admission()  # finds here, and not in another process, what it cannot write
@@ -98,12 +100,17 @@ class Session:
                 self._ask()
             if not self.opened:
                 self._open()
+        except BaseException:
+            failed = True
+            raise
         finally:
             if self.ledger is not None:
                 self._settle()
                 ray.kill(self.ledger)
             self.progress.flush()
-            if self.opened:
+            if self.opened and failed and self._nothing_came():
+                self.claim.undo()
+            elif self.opened:
                 self._write()
         self.result.finish(self._metrics(), self.exhausted)
 
@@ -120,7 +127,7 @@ class Session:
             "ledger": self.ledger,
             "prompts": self.plan.prompts,
             "teachers": list(self.teachers),
-            "sampling": self.plan.sampling(self.teachers[0].api),
+            "sampling": {api: self.plan.sampling(api) for api in sorted({one.api for one in self.teachers})},
             "environ": {teacher.key_env: teacher.key(os.environ) for teacher in self.teachers},
             # A teacher that is started here is as slow as this machine: to give up and ask again would never end.
             "timeout": None if self.local else self.settings.request_timeout,
@@ -138,9 +145,12 @@ class Session:
                     break
             # A local teacher's answers cost nothing but time: what is still under way is not waited for.
             self._end("drop" if self.local else "drain")
-        except BaseException:
-            with suppress(RayActorError):
+        except BaseException as error:
+            try:
                 ray.get(self.ledger.stop.remote("drop"))
+            except RayActorError:
+                if isinstance(error, Exception) and find_cause(error) is None:  # the clients met its end first
+                    raise ClusterError(_LEDGER_DIED) from error
             self.rounds.join(_JOIN_SECONDS)
             raise
         self.rounds.check()
@@ -160,7 +170,7 @@ class Session:
         try:
             delivery: Delivery = ray.get(self.ledger.take.remote(self.seen, timeout))
         except RayActorError as error:
-            raise ClusterError("the process that writes the journal has died: go on with --resume") from error
+            raise ClusterError(_LEDGER_DIED) from error
         if delivery.wants_file and not self.opened:
             self._open()
         self._count(delivery)
@@ -174,6 +184,10 @@ class Session:
             raise delivery.error
         self._check_progress(delivery)
         return delivery
+
+    def _nothing_came(self) -> bool:
+        """Whether neither this session nor an earlier one had an answer, or anything to pay for."""
+        return self.state.header is None and not self.tally.requests and not (self.spent + self.reserved).total
 
     def _check_progress(self, delivery: Delivery) -> None:
         """Stop a run that gets nowhere."""
@@ -214,15 +228,13 @@ class Session:
                 new = [outcome for outcome in written if not self.processor.knows(outcome.request_id)]
                 self.tally.add(new)
                 self.processor.offer(new)
-        if not self.stepping:
-            self._process()
+        self._process()
 
     def _process(self) -> None:
         while self.processor.next_outcome() is not None:
             before = time.perf_counter()
-            self.stepping = True
-            steps = list(self.processor.steps())
-            self.stepping = False
+            with interrupts_later():  # one in the middle of an answer would leave it half processed
+                steps = list(self.processor.steps())
             seconds = (time.perf_counter() - before) / len(steps)
             for outcome, step in steps:
                 self.pace.add(step.kept)
@@ -244,15 +256,15 @@ class Session:
     def _open(self) -> None:
         """Open the folder: as a rule only when a first answer is there, so that bad input never touches it."""
         self.claim.open()
+        self.opened = True  # already: the journal may hold answers before the call that opens it has returned
         self.earlier = earlier_metric(self.claim.folder, "seconds") or 0.0
         if self.ledger is not None:
             header = self.plan.journal_header(self.state, self.teachers)
-            ray.get(self.ledger.open.remote(self.claim.folder, header))
+            ray.get(self.ledger.open.remote(self.claim.folder, header, self.claim.bucket))
         elif self.settings.replay:
-            written = Journal(self.claim.folder / JOURNAL)
+            written = Journal(self.claim.folder / JOURNAL, mirror_of(self.claim.bucket, JOURNAL))
             written.write_settings(self.plan.answer_settings(self.teachers))
             written.close()
-        self.opened = True
 
     def _write(self) -> None:
         before = time.monotonic()

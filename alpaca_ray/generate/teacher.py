@@ -84,9 +84,15 @@ def choose_teachers(settings: GenerateSettings, environ: Mapping[str, str]) -> l
     return [_checked(url, flag, model, settings.api_key_env, settings, environ)]
 
 
-def recorded_teacher(settings: Mapping[str, Any], key_env: str) -> Teacher:
-    """Return the teacher that a journal's settings name, for a run that asks it nothing."""
-    return Teacher(str(settings.get("base_url")), str(settings.get("model_name")), settings.get("api", "chat"), key_env)
+def recorded_teachers(settings: Mapping[str, Any], key_env: str) -> list[Teacher]:
+    """Return a teacher for each model that a journal's settings name, for a run that asks them nothing."""
+    urls = str(settings.get("base_url")).split(", ")
+    url = next(filter(is_openai, urls), urls[0])  # a journal does not say which model was whose; prices are OpenAI's
+    api = str(settings.get("api", "chat")).split(", ")[0]
+    return [
+        Teacher(url, model, "completions" if api == "completions" else "chat", key_env)
+        for model in str(settings.get("model_name")).split(", ")
+    ]
 
 
 def _from_words(given: str, settings: GenerateSettings, environ: Mapping[str, str]) -> Teacher:

@@ -10,7 +10,8 @@ from typing import Any
 
 from alpaca_ray.generate.teacher import Teacher, fatal, reason, words
 
-_FATAL_STATUS = (401, 403, 404)
+# 403 is not among them: gateways refuse single prompts with it. A key that may do nothing has no answer before it.
+_FATAL_STATUS = (401, 404)
 # A gateway that did not wait for the model, which may have answered, and charges for it.
 _GAVE_UP_WAITING = frozenset({408, 502, 504, *range(520, 525)})
 # What aiohttp raises where no connection came about. All else may come after the request has left.

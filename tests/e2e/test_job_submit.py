@@ -82,7 +82,16 @@ def test_an_uploaded_working_dir_keeps_its_result(head: tuple[str, dict[str, str
     assert (folder / "adapter_model.safetensors").is_file()
 
 
-def test_the_users_own_form_runs_where_the_cluster_runs(head: tuple[str, dict[str, str]]) -> None:
+def test_a_job_without_a_working_dir_runs_where_the_cluster_runs(head: tuple[str, dict[str, str]]) -> None:
+    done = submit(head, "--", "python", "jobs/train.py", "--max_steps", "2", "--output_dir", "out/short")
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    output = Path(head[1]["RAY_TMPDIR"]) / "repository" / "out" / "short"
+    assert f"adapter saved to {output} on node" in done.stdout
+    assert (output / "adapter_model.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_the_users_own_form_trains_on_the_shipped_seeds(head: tuple[str, dict[str, str]]) -> None:
     done = submit(head, "--", "python", "jobs/train.py")
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     output = Path(head[1]["RAY_TMPDIR"]) / "repository" / "out" / "train"

@@ -50,7 +50,7 @@ class Asked:
         async def scene() -> list[Outcome]:
             client = TeacherClient(
                 [teachers] if isinstance(teachers, Teacher) else teachers,
-                sampling or Sampling({"temperature": 1.0}, 500),
+                dict.fromkeys(("chat", "completions"), sampling or Sampling({"temperature": 1.0}, 500)),
                 environ or {},
                 timeout=timeout,
                 max_retries=max_retries,

@@ -32,17 +32,47 @@ def test_a_folder_that_is_there_is_held_at_once(tmp_path: Path) -> None:
         held.open()
 
 
-def test_two_runs_that_both_found_no_folder(tmp_path: Path) -> None:
+def test_of_two_runs_that_both_found_no_folder_the_second_asks_nobody(tmp_path: Path) -> None:
     folder = tmp_path / "out"
-    with claim(folder) as first, claim(folder) as second:
+    late = claim(folder)
+    with claim(folder) as first:
+        with pytest.raises(OutputError, match="another run is at work in it"), late:
+            pass
         first.open()
-        with pytest.raises(OutputError, match="another run is at work in it"):
-            second.open()
+        with pytest.raises(OutputError, match="another run is at work in it"), claim(folder):
+            pass
         (folder / "journal.jsonl").write_text("{}\n")
-        first.__exit__()
-        with pytest.raises(OutputError, match="another run has written in it meanwhile: give --resume"):
-            second.open()
+    with pytest.raises(OutputError, match="another run has written in it meanwhile: give --resume"), late:
+        pass
     assert (folder / "journal.jsonl").read_text() == "{}\n"
+
+
+def test_a_folder_that_another_made_meanwhile_is_held_when_it_is_opened(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    with claim(folder) as first:
+        folder.mkdir()
+        with claim(folder), pytest.raises(OutputError, match="another run is at work in it"):
+            first.open()
+        first.open()
+        with pytest.raises(OutputError, match="another run is at work in it"), claim(folder):
+            pass
+
+
+def test_what_a_run_without_an_answer_has_put_there_goes(tmp_path: Path) -> None:
+    folder = tmp_path / "deep" / "out"
+    with claim(folder) as held:
+        held.open()
+        (folder / "journal.jsonl").write_text("{}\n")
+        held.undo()
+    assert list(tmp_path.iterdir()) == []
+    folder.mkdir(parents=True)
+    (folder / "regen.json").write_text("[]")
+    (folder / "theirs.txt").write_text("x")
+    with claim(folder) as held:
+        held.open()
+        (folder / "journal.jsonl").write_text("{}\n")
+        held.undo()
+    assert sorted(path.name for path in folder.iterdir()) == ["regen.json", "theirs.txt"]
 
 
 @pytest.mark.parametrize("flag", ["resume", "overwrite"])

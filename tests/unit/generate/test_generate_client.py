@@ -233,7 +233,9 @@ def drained(settings: dict[str, Any], *, wait: float = 0.0) -> tuple[list[Outcom
     """Ask, drain the client while the first request is under way (or waits for its turn), and ask once more."""
 
     async def scene(server: StandInServer) -> list[Outcome | None]:
-        client = TeacherClient([teacher_at(server.url)], Sampling({}, 500), {}, timeout=30.0, max_retries=8)
+        client = TeacherClient(
+            [teacher_at(server.url)], {"completions": Sampling({}, 500)}, {}, timeout=30.0, max_retries=8
+        )
         under_way = asyncio.ensure_future(client.ask(Prompt(0, [], TEXT), asked.permit, asked.failed))
         while not (server.prompts or (wait and asked.wants)):
             await asyncio.sleep(0.01)

@@ -47,7 +47,9 @@ def test_an_endpoint_learns_the_length_parameter_once() -> None:
     with scripted(refusal, (200, completion("x"))) as server:
 
         async def scene() -> None:
-            client = TeacherClient([teacher_at(server.url)], Sampling({}, 50), {}, timeout=30.0, max_retries=0)
+            client = TeacherClient(
+                [teacher_at(server.url)], {"completions": Sampling({}, 50)}, {}, timeout=30.0, max_retries=0
+            )
             for number in range(3):
                 await client.ask(Prompt(number, [], "p"), asked.permit, asked.failed)
             await client.close()
@@ -108,7 +110,9 @@ def test_a_refused_request_stops_the_run_only_where_nothing_has_been_answered() 
     with scripted((200, completion("x")), bad) as server:
 
         async def scene() -> list[Outcome | None]:
-            client = TeacherClient([teacher_at(server.url)], Sampling({}, 50), {}, timeout=30.0, max_retries=3)
+            client = TeacherClient(
+                [teacher_at(server.url)], {"completions": Sampling({}, 50)}, {}, timeout=30.0, max_retries=3
+            )
             found = [await client.ask(Prompt(number, [], "p"), asked.permit, asked.failed) for number in range(2)]
             await client.close()
             return found

@@ -69,7 +69,7 @@ def client(actor: Actor, server: Any, *, prompts: Prompts | None = None, max_ret
         actor,
         prompts or Prompts(),
         [teacher_at(server.url)],
-        Sampling({}, 500),
+        {"completions": Sampling({}, 500)},
         {},
         timeout=30,
         max_retries=max_retries,

@@ -43,8 +43,8 @@ def sent(folder: Path, *numbers: int) -> None:
 def test_an_empty_or_foreign_folder_is_new(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     for resume in (False, True):
-        assert inspect(tmp_path, resume=resume, overwrite=False).records == []
-    assert inspect(tmp_path / "absent", resume=False, overwrite=False).records == []
+        assert inspect(tmp_path, resume=resume, overwrite=False).total == 0
+    assert inspect(tmp_path / "absent", resume=False, overwrite=False).total == 0
 
 
 @pytest.mark.parametrize("resume", [False, True])
@@ -52,7 +52,8 @@ def test_regen_alone_is_taken_up(tmp_path: Path, resume: bool) -> None:
     regen(tmp_path)
     (tmp_path / "seed_tasks.jsonl").write_text("")
     state = inspect(tmp_path, resume=resume, overwrite=False)
-    assert state.records == state.initial == RECORDS
+    assert list(state.initial) == RECORDS
+    assert state.total == len(RECORDS)
     assert state.header is None
 
 
@@ -61,16 +62,16 @@ def test_a_used_folder_needs_a_flag(tmp_path: Path) -> None:
     journal(tmp_path, initial=1)
     with pytest.raises(OutputError, match=r"already holds journal\.jsonl: give --resume to go on, --overwrite"):
         inspect(tmp_path, resume=False, overwrite=False)
-    assert inspect(tmp_path, resume=False, overwrite=True).records == []
+    assert inspect(tmp_path, resume=False, overwrite=True).total == 0
     state = inspect(tmp_path, resume=True, overwrite=False)
-    assert (state.initial, len(state.records), len(state.outcomes)) == (RECORDS[:1], 2, 1)
+    assert (list(state.initial), state.total, len(state.outcomes)) == (RECORDS[:1], 2, 1)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["journal.jsonl", "regen.json"]
 
 
 def test_a_run_killed_before_its_first_line_starts_anew(tmp_path: Path) -> None:
     regen(tmp_path)
     (tmp_path / "journal.jsonl").write_text('{"journal": 1, "sett')
-    assert inspect(tmp_path, resume=True, overwrite=False).initial == RECORDS
+    assert list(inspect(tmp_path, resume=True, overwrite=False).initial) == RECORDS
 
 
 def test_a_run_killed_before_its_first_answer_knows_what_it_sent(tmp_path: Path) -> None:
@@ -82,7 +83,7 @@ def test_a_run_killed_before_its_first_answer_knows_what_it_sent(tmp_path: Path)
         with pytest.raises(OutputError, match=r"already holds .*give --resume to go on"):
             inspect(tmp_path, resume=False, overwrite=False)
         state = inspect(tmp_path, resume=True, overwrite=False)
-        assert (state.initial, state.header, state.lost) == (RECORDS, None, Tokens(20, 200))
+        assert (list(state.initial), state.header, state.lost) == (RECORDS, None, Tokens(20, 200))
 
 
 def test_what_was_sent_and_not_answered_counts_in_full(tmp_path: Path) -> None:
@@ -129,7 +130,7 @@ def test_results_are_read_back(tmp_path: Path) -> None:
             store.append(row)
         stores.append(store)
     write_results(tmp_path, *stores, {"seconds": 1.5, "target": 7})
-    assert read_regen(tmp_path / "regen.json") == RECORDS
+    assert list(read_regen(tmp_path / "regen.json")) == RECORDS
     rows = (tmp_path / "rejected.jsonl").read_text(encoding="utf-8").removesuffix("\n").split("\n")
     assert [json.loads(row) for row in rows] == rejected
     assert (earlier_metric(tmp_path, "seconds"), earlier_metric(tmp_path, "target")) == (1.5, 7.0)
@@ -172,4 +173,4 @@ def test_records_from_before_the_run_must_still_be_there(tmp_path: Path) -> None
 def test_a_damaged_regen_is_named(tmp_path: Path, text: str, words: str) -> None:
     (tmp_path / "regen.json").write_text(text)
     with pytest.raises(DataError, match=rf"regen\.json.*{words}"):
-        read_regen(tmp_path / "regen.json")
+        list(read_regen(tmp_path / "regen.json"))

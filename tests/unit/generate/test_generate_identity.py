@@ -150,6 +150,19 @@ def test_a_replay_cannot_change_what_was_asked(given: dict[str, Any], words: str
         identity.check_replayable(THERE, settings, asking(**given), Path("out"))
 
 
+def test_the_threshold_of_contamination_decides_where_there_is_an_evaluation_set() -> None:
+    identity.check_same(THERE, now(decontaminate_threshold=0.5), Path("out"))
+    there = Header(json.loads(json.dumps(now(evaluation=["What is two and two?"]))))
+    same = now(evaluation=["What is two and two?"])
+    identity.check_same(there, same, Path("out"))
+    with pytest.raises(
+        OutputError, match=r"--decontaminate_threshold \(there 0\.7, now 0\.5\); use the same, or --replay"
+    ):
+        identity.check_same(there, {**same, "decontaminate_threshold": 0.5}, Path("out"))
+    other = now(evaluation=["What is two and two?"], decontaminate_threshold=0.5)
+    assert {name for name in other if other[name] != same[name]} == {"decontaminate_threshold"}
+
+
 def test_the_journals_settings_survive_json_and_hold_no_key() -> None:
     found = now(extra_body={"a": [1, {"b": None}]}, stop=["x"], drop_params=["top_p"])
     assert json.loads(json.dumps(found)) == found

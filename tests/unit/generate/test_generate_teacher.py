@@ -7,7 +7,7 @@ import pytest
 from generate_support import scripted, teacher_at
 
 from alpaca_ray.errors import SettingsError, TeacherError
-from alpaca_ray.generate.teacher import OPENAI_URL, Teacher, choose_teachers, probe, recorded_teacher
+from alpaca_ray.generate.teacher import OPENAI_URL, Teacher, choose_teachers, probe, recorded_teachers
 from alpaca_ray.settings.generate import GenerateSettings
 from alpaca_ray.testing.teacher import StandIn, standin
 
@@ -119,7 +119,7 @@ def test_a_run_remembers_an_endpoint_without_the_port_of_this_machine() -> None:
 
 def test_a_replay_knows_its_teacher_from_the_journal() -> None:
     there = {"model_name": "m", "base_url": "http://h/v1", "api": "chat", "temperature": 1}
-    assert recorded_teacher(there, "KEY") == Teacher("http://h/v1", "m", "chat", "KEY")
+    assert recorded_teachers(there, "KEY") == [Teacher("http://h/v1", "m", "chat", "KEY")]
 
 
 def test_the_key_is_neither_shown_nor_sent_with_the_teacher() -> None:

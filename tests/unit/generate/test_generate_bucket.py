@@ -1,0 +1,233 @@
+"""An output folder in a bucket: its segments, its mark, and the copy that a run works on."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+
+from alpaca_ray.errors import DataError, OutputError
+from alpaca_ray.generate import lease, segments
+from alpaca_ray.generate.bucket import Bucket, copy_of
+from alpaca_ray.generate.folder import OURS, WHOLE
+from alpaca_ray.generate.journal import Header, Journal, Outcome, read_journal
+from alpaca_ray.generate.lease import Lease
+from alpaca_ray.generate.segments import Segments, reaching
+
+
+@pytest.fixture
+def store() -> Iterator[tuple[Any, str]]:
+    """A store that this process alone sees, and a folder in it."""
+    filesystem = fsspec.filesystem("memory")
+    folder = f"/{uuid.uuid4().hex}"
+    yield filesystem, folder
+    if filesystem.exists(folder):
+        filesystem.rm(folder, recursive=True)
+
+
+def opened(store: tuple[Any, str]) -> Segments:
+    return Segments(store[0], f"{store[1]}/j", "memory://j")
+
+
+def names(store: tuple[Any, str]) -> list[str]:
+    return sorted(path.rsplit("/", 1)[-1] for path in store[0].find(f"{store[1]}/j"))
+
+
+def lines(numbers: range) -> list[bytes]:
+    return [f'{{"n": {number}}}\n'.encode() for number in numbers]
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 4, 5, 8, 23])
+def test_what_was_appended_is_read_in_order_and_goes_on(
+    store: tuple[Any, str], monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    monkeypatch.setattr(segments, "_MERGE", 4)
+    writer = opened(store)
+    assert not writer
+    for line in lines(range(count)):
+        writer.append(line)
+    again = opened(store)
+    assert bool(again) is (count > 0)
+    assert b"".join(again.read()) == b"".join(lines(range(count)))
+    again.append(b"last\n")
+    assert b"".join(opened(store).read()) == b"".join([*lines(range(count)), b"last\n"])
+
+
+def test_many_objects_become_few(store: tuple[Any, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(segments, "_MERGE", 4)
+    writer = opened(store)
+    for line in lines(range(10)):
+        writer.append(line)
+    assert names(store) == ["0000000000-0000000003", "0000000004-0000000007", "0000000008", "0000000009"]
+
+
+def test_objects_that_a_larger_one_replaces_do_not_count_twice(store: tuple[Any, str]) -> None:
+    filesystem, folder = store
+    for name, data in (("0000000000", b"a\n"), ("0000000001", b"b\n"), ("0000000000-0000000001", b"a\nb\n")):
+        filesystem.pipe_file(f"{folder}/j/{name}", data)
+    assert b"".join(opened(store).read()) == b"a\nb\n"
+    opened(store).append(b"c\n")
+    assert b"".join(opened(store).read()) == b"a\nb\nc\n"
+
+
+def test_a_part_that_is_missing_is_said(store: tuple[Any, str]) -> None:
+    for number in (0, 2):
+        store[0].pipe_file(f"{store[1]}/j/{number:010d}", b"a\n")
+    with pytest.raises(DataError, match="part 1 is missing"):
+        opened(store)
+
+
+def test_of_two_writers_one_fails(store: tuple[Any, str]) -> None:
+    first, second = opened(store), opened(store)
+    first.append(b"a\n")
+    with pytest.raises(OutputError, match="another run has written in it"):
+        second.append(b"b\n")
+    first.append(b"c\n")
+    assert b"".join(opened(store).read()) == b"a\nc\n"
+
+
+def test_an_object_whose_receipt_was_lost_is_not_an_error(store: tuple[Any, str]) -> None:
+    writer = opened(store)
+    store[0].pipe_file(f"{store[1]}/j/0000000000", b"a\n")
+    writer.append(b"a\n")
+    writer.append(b"b\n")
+    assert b"".join(opened(store).read()) == b"a\nb\n"
+
+
+def test_a_torn_object_loses_its_last_line_alone(store: tuple[Any, str]) -> None:
+    store[0].pipe_file(f"{store[1]}/j/0000000000", b'a\n{"tor')
+    opened(store).append(b"b\n")
+    assert b"".join(opened(store).read()) == b"a\nb\n"
+
+
+def test_an_answer_that_did_not_reach_the_bucket_does_not_count(tmp_path: Path) -> None:
+    class Broken:
+        def append(self, data: bytes) -> None:
+            raise OutputError("s3://b/journal.jsonl: cannot be written: gone")
+
+    journal = Journal(tmp_path / "journal.jsonl")
+    journal.write_header(Header({}))
+    journal.close()
+    journal = Journal(tmp_path / "journal.jsonl", Broken())
+    with pytest.raises(OutputError, match="gone"):
+        journal.append([Outcome(0, [], "p", "m", text="t")])
+    journal.close()
+    assert not len(read_journal(tmp_path / "journal.jsonl").outcomes)
+
+
+def test_an_error_of_a_client_is_one_line_of_ours() -> None:
+    class OddError(Exception):
+        pass
+
+    with (
+        pytest.raises(OutputError, match=r"^s3://b: cannot be written: no key; go on with --resume$"),
+        reaching("s3://b"),
+    ):
+        raise OddError("no key\nand more")
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "_RENEW_SECONDS", 0.05)
+    monkeypatch.setattr(lease, "_LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(lease, "_WATCH_SECONDS", 2.0)
+
+
+def test_a_run_at_work_keeps_others_out_and_lets_them_in_when_it_ends(store: tuple[Any, str], quick: None) -> None:
+    path = f"{store[1]}/mark"
+    first, second = (Lease(store[0], path, "s3://b/run") for _ in range(2))
+    first.take()
+    try:
+        # The mark says that it is of this very process, which lives: it is watched, and seen to be renewed.
+        with pytest.raises(OutputError, match="another run is at work in it"):
+            second.take()
+    finally:
+        first.give_back()
+    assert not store[0].exists(path)
+    second.take()
+    second.give_back()
+    assert not store[0].exists(path)
+
+
+@pytest.mark.parametrize("host", ["elsewhere", socket.gethostname()])
+def test_the_mark_of_a_dead_run_is_taken_over(
+    store: tuple[Any, str], quick: None, monkeypatch: pytest.MonkeyPatch, host: str
+) -> None:
+    if host == "elsewhere":
+        monkeypatch.setattr(lease, "_WATCH_SECONDS", 0.1)
+    else:
+        monkeypatch.setattr(lease, "_WATCH_SECONDS", 1000.0)  # a process of this machine is known to be gone at once
+    path = f"{store[1]}/mark"
+    left = {"host": host, "pid": os.getpid(), "started": 1.0, "run": "x", "beat": 7}
+    store[0].pipe_file(path, json.dumps(left).encode())
+    new = Lease(store[0], path, "s3://b/run")
+    new.take()
+    assert json.loads(store[0].cat_file(path))["run"] != "x"
+    new.give_back()
+
+
+def test_a_mark_that_is_removed_while_it_is_watched_is_free(store: tuple[Any, str], quick: None) -> None:
+    path = f"{store[1]}/mark"
+    store[0].pipe_file(path, json.dumps({"host": "elsewhere", "pid": 1}).encode())
+    timer = threading.Timer(0.1, lambda: store[0].rm_file(path))
+    timer.start()
+    new = Lease(store[0], path, "s3://b/run")
+    new.take()
+    new.give_back()
+    timer.join()
+
+
+@pytest.fixture
+def address(store: tuple[Any, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("ALPACA_RAY_CACHE", str(tmp_path / "cache"))
+    return f"memory:/{store[1]}"
+
+
+def test_the_copy_holds_what_the_bucket_holds_and_goes_at_the_end(
+    store: tuple[Any, str], address: str, tmp_path: Path
+) -> None:
+    filesystem, folder = store
+    filesystem.pipe_file(f"{folder}/regen.json", b"[]")
+    filesystem.pipe_file(f"{folder}/theirs.txt", b"x")
+    with copy_of(address, WHOLE) as bucket:
+        bucket.segments("journal.jsonl").append(b"a\n")
+    with copy_of(address + "/", WHOLE) as bucket:
+        copied = {path.name: path.read_bytes() for path in bucket.folder.iterdir()}
+        assert copied == {"regen.json": b"[]", "journal.jsonl": b"a\n"}
+        assert not bucket.changed
+        (bucket.folder / "run.json").write_bytes(b"{}")
+        bucket.publish("run.json")
+        assert bucket.changed
+        assert filesystem.cat_file(f"{folder}/run.json") == b"{}"
+        bucket.remove(*OURS)
+        assert [path.rsplit("/", 1)[-1] for path in filesystem.find(folder)] == ["theirs.txt"]
+    assert list((tmp_path / "cache" / "outputs").iterdir()) == []
+
+
+def test_errors_name_the_bucket_and_not_the_copy(address: str) -> None:
+    with pytest.raises(OutputError) as caught, copy_of(address, WHOLE) as bucket:
+        raise OutputError(f"--output_dir {bucket.folder} already holds regen.json")
+    assert str(caught.value) == f"--output_dir {address} already holds regen.json"
+
+
+def test_copies_of_killed_runs_are_cleared_away_and_those_of_others_stay(address: str, tmp_path: Path) -> None:
+    copies = tmp_path / "cache" / "outputs"
+    dead, alive = copies / "4194305-x", copies / f"{os.getppid()}-y"  # the first is above any process number
+    for folder in (dead, alive):
+        folder.mkdir(parents=True)
+    with copy_of(address, WHOLE):
+        assert not dead.exists()
+        assert alive.is_dir()
+
+
+def test_an_unknown_kind_of_store_is_an_error_of_ours(address: str, tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="nowhere://b/run: cannot be used"):
+        Bucket("nowhere://b/run", tmp_path, WHOLE).fetch()

@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import signal
+import threading
+
+import pytest
+
+from alpaca_ray.generate.signals import interrupts_later
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_comes_when_the_block_has_ended(number: signal.Signals) -> None:
+    class StoppedError(BaseException):
+        pass
+
+    def stop(*_: object) -> None:
+        raise StoppedError
+
+    done = []
+    before = signal.signal(number, stop)
+    try:
+        with pytest.raises(StoppedError), interrupts_later():
+            done.append(signal.raise_signal(number))
+        assert done == [None]
+        assert signal.getsignal(number) is stop
+        with interrupts_later():
+            pass  # and none comes where there was none
+    finally:
+        signal.signal(number, before)
+
+
+def test_an_error_in_the_block_is_not_lost() -> None:
+    with pytest.raises(ValueError, match="mine"), interrupts_later():
+        raise ValueError("mine")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_other_threads_are_left_alone() -> None:
+    found = []
+
+    def work() -> None:
+        with interrupts_later():
+            found.append(signal.getsignal(signal.SIGINT))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert found == [signal.getsignal(signal.SIGINT)]
