@@ -69,7 +69,7 @@ def test_a_budget_in_dollars_needs_a_price(ray_cluster: None, tmp_path: Path) ->
 
 def test_what_is_lost_counts_in_full(ray_cluster: None, tmp_path: Path) -> None:
     with standin(StandIn.resolve({"rate_drop_body": 0.3, "seed": 2})) as server:
-        metrics = run(tmp_path, server, num_instructions_to_generate=16, max_retries=20)
+        metrics = run(tmp_path, server, num_instructions_to_generate=1000, max_requests=12, max_retries=20)
         counted = sum(server.tokens.values())
     assert metrics["errors"]["connection"] > 0
     assert metrics["cost"]["uncertain_tokens"] >= metrics["errors"]["connection"] * 3072
