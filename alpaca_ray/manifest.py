@@ -42,14 +42,16 @@ def read_json_object(path: Path) -> dict[str, Any] | None:
     """Return the JSON object that a file of a stage's folder holds, or None where there is no such file.
 
     Raises:
-        DataError: it is not JSON, or not an object.
+        DataError: it is not JSON, not an object, or cannot be read.
     """
     if not path.is_file():
         return None
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # also text that is not UTF-8, and numbers of thousands of digits
         raise DataError(f"{path}: not valid JSON: {error}") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
     if not isinstance(content, dict):
         raise DataError(f"{path}: must hold a JSON object")
     return content
@@ -59,14 +61,31 @@ def data_file_of(folder: Path) -> Path:
     """Return the file that holds the records of a stage's folder, named by its ``run.json`` or known by its name.
 
     Raises:
-        DataError: the folder holds no such file.
+        DataError: the folder holds no such file, or its ``run.json`` names it by something that is no text.
     """
-    manifest = read_manifest(folder)
-    names = [manifest["data_file"]] if manifest and manifest.get("data_file") else list(_KNOWN_DATA_FILES)
+    named = (read_manifest(folder) or {}).get("data_file")
+    if not isinstance(named, str | None):
+        raise DataError(f"{folder / FILE_NAME}: 'data_file' must be a text, not {type(named).__name__}")
+    names = [named] if named else list(_KNOWN_DATA_FILES)
     for name in names:
         if (folder / name).is_file():
             return folder / name
     raise DataError(f"{folder}: holds no records ({' or '.join(names)})")
+
+
+def describe_inputs(sources: Iterable[str]) -> list[dict[str, Any]]:
+    """Return what ``run.json`` records of what a stage reads, to be given to ``write_manifest`` as ``inputs``.
+
+    A stage that calls it before it publishes results records the files that it read, and meets no error afterwards.
+
+    Args:
+        sources: files and folders (digest, and id of the run that wrote them, are recorded), hub ids and URIs (by
+            name).
+
+    Raises:
+        DataError: a folder holds no records, or a file cannot be read.
+    """
+    return [_describe_input(source) for source in sources]
 
 
 def write_manifest(
@@ -74,7 +93,7 @@ def write_manifest(
     stage: str,
     *,
     settings: Mapping[str, Any],
-    inputs: Iterable[str] = (),
+    inputs: Iterable[str | Mapping[str, Any]] = (),
     data_file: str | None = None,
     outputs: Iterable[str] = (),
     seed: int | None = None,
@@ -85,7 +104,8 @@ def write_manifest(
 
     Args:
         settings: the resolved settings, JSON-serialisable.
-        inputs: what the stage read: files and folders (digest and run id are recorded), hub ids and URIs (by name).
+        inputs: what the stage read: names as ``describe_inputs`` takes them, or what it made of them. A name that
+            cannot be described any more is recorded with the reason: the results are there, and complete.
         data_file: the file, relative to ``folder``, that a later stage's ``--data_path`` should read.
         outputs: files, relative to ``folder``, whose digests are recorded.
         extra: further JSON-serialisable entries.
@@ -95,7 +115,7 @@ def write_manifest(
         "run_id": uuid.uuid4().hex,
         "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "data_file": data_file,
-        "inputs": [_describe_input(source) for source in inputs],
+        "inputs": [_described(source) if isinstance(source, str) else dict(source) for source in inputs],
         "outputs": {name: file_digest(folder / name) for name in outputs},
         "seed": seed,
         "prompt_template": prompt_template,
@@ -137,14 +157,38 @@ def source_revision() -> str | None:
     return done.stdout.strip()
 
 
+def _described(source: str) -> dict[str, Any]:
+    try:
+        return _describe_input(source)
+    except DataError as error:
+        return {"name": source, "not_described": str(error)}
+
+
 def _describe_input(source: str) -> dict[str, Any]:
-    path = Path(source)
+    path = Path(source).expanduser()
     if is_uri(source) or not path.exists():
         return {"name": source}
-    parent = read_manifest(path if path.is_dir() else path.parent)
+    folder = path if path.is_dir() else path.parent
     if path.is_dir():
         path = data_file_of(path)
-    entry: dict[str, Any] = {"name": source, "file": str(path.resolve()), "sha256": file_digest(path)}
-    if parent:
-        entry["parent_run"] = parent.get("run_id")
+    try:
+        entry: dict[str, Any] = {"name": source, "file": str(path.resolve()), "sha256": file_digest(path)}
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+    parent = _run_that_wrote(path, folder)
+    if parent is not None:
+        entry["parent_run"] = parent
     return entry
+
+
+def _run_that_wrote(path: Path, folder: Path) -> str | None:
+    """Return the id of the run whose ``run.json`` names a file of its folder; None where there is no such run."""
+    try:
+        manifest = read_manifest(folder) or {}
+    except DataError:
+        return None  # what lies beside a file of the user's need not be ours
+    outputs = manifest.get("outputs")
+    names = [manifest.get("data_file"), *(outputs if isinstance(outputs, Mapping) else ())]
+    run = manifest.get("run_id")
+    written = path.resolve() in [(folder / name).resolve() for name in names if isinstance(name, str)]
+    return run if written and isinstance(run, str) else None

@@ -11,7 +11,7 @@ from alpaca_ray.settings.report import ReportSettings
 
 DESCRIPTION = (
     "Report on a folder that generation or deduplication wrote, or on any file of records: one self-contained HTML "
-    "page (report.html), its figures as PNG files (figures/), the records in one plain schema (data/train.jsonl) and a "
+    "page (report.html), its figures as PNG files (figures/), the records in one schema (data/train.jsonl) and a "
     "dataset card (README.md). With --push_to_hub these files are uploaded, to a private repository unless --public is "
     "given."
 )

@@ -16,7 +16,7 @@ from alpaca_ray.generate.prompt import SHIPPED_HEADERS
 from alpaca_ray.generate.run import Plan, shown
 from alpaca_ray.generate.teacher import Teacher
 from alpaca_ray.manifest import FILE_NAME as MANIFEST
-from alpaca_ray.manifest import write_manifest
+from alpaca_ray.manifest import describe_inputs, write_manifest
 from alpaca_ray.records import source_path
 
 
@@ -50,6 +50,9 @@ class Result:
         self._teachers = teachers
         self._initial = len(state.initial)
         self._price = plan.price(teachers)
+        header = plan.settings.prompt_header
+        read = [source_path(plan.settings.seed_tasks_path), *([] if header in SHIPPED_HEADERS else [header])]
+        self._inputs = describe_inputs(read)  # now: at the end they may be others
 
     def metrics(self, tally: Tally, spent: Tokens, seconds: float) -> dict[str, Any]:
         """Return what ``metrics.json`` holds."""
@@ -100,12 +103,11 @@ class Result:
                 )
             else:
                 say(f"stopped at {exhausted} with {short}; --resume with a higher one goes on")
-        header = settings.prompt_header
         write_manifest(
             self.folder,
             STAGE,
             settings=settings.to_dict(),
-            inputs=[source_path(settings.seed_tasks_path), *([] if header in SHIPPED_HEADERS else [header])],
+            inputs=self._inputs,
             data_file=RECORDS,
             outputs=[RECORDS, REJECTED, METRICS],
             seed=settings.seed,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
+from alpaca_ray.report.metrics import Cost, Metrics, Tokens
 from alpaca_ray.report.source import Source
 
 
@@ -77,46 +77,31 @@ class Account:
 
 def account_of(source: Source) -> Account:
     """Return the account of a folder's run; an empty one where the records came without."""
-    metrics = source.metrics
-    kept = _number(metrics.get("kept"))
+    metrics = source.metrics or Metrics()
+    tokens, cost = metrics.tokens or Tokens(), metrics.cost or Cost()
     rejected = _counts(source.rejected)
+    kept = metrics.kept
     if kept is None:
         kept = len(source.records) if rejected else 0
-    tokens = metrics.get("tokens")
-    tokens = tokens if isinstance(tokens, Mapping) else {}
-    cost = metrics.get("cost")
-    cost = cost if isinstance(cost, Mapping) else {"total": cost}
-    threshold = source.first("settings.similarity_threshold", "settings.threshold", "teacher.similarity_threshold")
     return Account(
-        kept=int(kept),
-        outcomes=[("kept", int(kept)), *rejected] if rejected or metrics.get("kept") is not None else [],
-        failures=_counts(metrics.get("errors")),
-        requests=_whole(metrics.get("requests")),
-        failed=_whole(metrics.get("failed")),
-        prompt_tokens=_whole(tokens.get("prompt")),
-        completion_tokens=_whole(tokens.get("completion")),
-        cost=_number(cost.get("total")),
-        uncertain_tokens=_whole(cost.get("uncertain_tokens")) or 0,
-        seconds=_number(metrics.get("seconds")),
-        threshold=_number(threshold),
+        kept=kept,
+        outcomes=[("kept", kept), *rejected] if rejected or metrics.kept is not None else [],
+        failures=_counts(metrics.errors or {}),
+        requests=metrics.requests,
+        failed=metrics.failed,
+        prompt_tokens=tokens.prompt,
+        completion_tokens=tokens.completion,
+        cost=cost.total,
+        uncertain_tokens=cost.uncertain_tokens,
+        seconds=metrics.seconds,
+        threshold=source.threshold,
         rejected_scores=source.rejected_scores,
     )
 
 
-def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
-
-
-def _whole(value: Any) -> int | None:
-    found = _number(value)
-    return None if found is None else int(found)
-
-
-def _counts(values: Any) -> list[tuple[str, int]]:
-    if not isinstance(values, Mapping):
-        return []
-    known = [(str(name), _whole(count) or 0) for name, count in values.items()]
-    return sorted([entry for entry in known if entry[1]], key=lambda entry: (-entry[1], entry[0]))
+def _counts(values: Mapping[str, int]) -> list[tuple[str, int]]:
+    """Return what there was at all, most common first."""
+    return sorted([entry for entry in values.items() if entry[1]], key=lambda entry: (-entry[1], entry[0]))
 
 
 def _duration(seconds: float) -> str:

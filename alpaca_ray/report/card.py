@@ -8,17 +8,42 @@ from typing import Any
 
 import yaml
 
+from alpaca_ray.report.rows import Schema
+
 MARK = "<!-- written by alpaca_ray's jobs/report.py -->"
 
-_SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
+# The hub's size categories (huggingface_hub.DatasetCardData): each name with the number of records it ends below.
+_SIZES = (
+    (10**3, "n<1K"),
+    (10**4, "1K<n<10K"),
+    (10**5, "10K<n<100K"),
+    (10**6, "100K<n<1M"),
+    (10**7, "1M<n<10M"),
+    (10**8, "10M<n<100M"),
+    (10**9, "100M<n<1B"),
+    (10**10, "1B<n<10B"),
+    (10**11, "10B<n<100B"),
+    (10**12, "100B<n<1T"),
+)
+
+_FIELDS: dict[Schema, str] = {
+    "plain": "Each record holds an `id`, an `instruction`, an `input` (empty where the instruction needs none) and an "
+    "`output`: all are texts.",
+    "chat": "Each record holds an `id` and `messages`: a list of turns, each with `role` and `content`.",
+    "mixed": "Chats and plain records stand together here. Each record holds an `id` and `messages`: a list of turns, "
+    "each with `role` and `content`. A plain record's `instruction`, `input` and `output` stand beside them, and its "
+    "`messages` say the same: a user's turn of instruction and input, an empty line between them, and the output as "
+    "the answer. In a chat these three are empty texts.",
+}
 
 
 @dataclass(frozen=True)
 class Card:
     """What a dataset card says.
 
-    ``facts`` are (what, value) rows of the provenance table; ``counts`` (reason, number) rows of what was rejected;
-    ``settings`` (name, value) rows of the filters that were in force. ``figures`` are image files, beside the card.
+    ``schema`` says which fields the records have. ``facts`` are (what, value) rows of the provenance table; ``counts``
+    (reason, number) rows of what was rejected; ``settings`` (name, value) rows of the filters that were in force.
+    ``figures`` are (what it shows, image file beside the card).
     """
 
     title: str
@@ -26,7 +51,7 @@ class Card:
     language: str
     synthetic: bool
     records: int
-    chat: bool
+    schema: Schema
     data_file: str
     summary: str
     facts: Sequence[tuple[str, str]]
@@ -39,7 +64,7 @@ def render_card(card: Card) -> str:
     """Return the card's text."""
     parts = [f"---\n{yaml.safe_dump(_front_matter(card), sort_keys=False, allow_unicode=True)}---", MARK]
     parts += [f"# {_inline(card.title)}", card.summary]
-    parts += ["## Records", _fields(card.chat)]
+    parts += ["## Records", _FIELDS[card.schema]]
     parts += ["## Where they come from", _table(("what", "value"), card.facts)]
     if card.settings:
         parts += ["### Filters in force", _table(("setting", "value"), card.settings)]
@@ -53,7 +78,7 @@ def render_card(card: Card) -> str:
 
 
 def _front_matter(card: Card) -> dict[str, Any]:
-    size = next((name for limit, name in _SIZES if card.records < limit), "n>1M")
+    size = next((name for limit, name in _SIZES if card.records < limit), "n>1T")
     matter: dict[str, Any] = {
         "license": card.license,
         "language": [card.language],
@@ -64,15 +89,6 @@ def _front_matter(card: Card) -> dict[str, Any]:
         "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": card.data_file}]}],
     }
     return matter
-
-
-def _fields(chat: bool) -> str:
-    if chat:
-        return "Each record holds an `id` and `messages`: a list of turns, each with `role` and `content`."
-    return (
-        "Each record holds an `id`, an `instruction`, an `input` (empty where the instruction needs none) and an "
-        "`output`: all are texts."
-    )
 
 
 def _licence(card: Card) -> str:

@@ -66,7 +66,7 @@ def coverage_curve(measures: Measures) -> Any:
 
 
 def similarity_histogram(kept: np.ndarray, rejected: Sequence[float], threshold: float | None) -> Any:
-    """Return a figure of each record's highest ROUGE-L with any other, kept and rejected."""
+    """Return a figure of each record's highest ROUGE-L with any that came before, kept and rejected."""
     figure, axes = _axes()
     edges = np.linspace(0, 1, 41)
     counts, _ = np.histogram(kept, edges)
@@ -79,7 +79,7 @@ def similarity_histogram(kept: np.ndarray, rejected: Sequence[float], threshold:
         axes.axvline(threshold, color=SOFT, linewidth=1.2, linestyle="--")
         _note(axes, threshold, f"threshold {threshold:g}", right=threshold < 0.6)
     axes.set_xlim(0, 1)
-    axes.set_xlabel("highest ROUGE-L with any other instruction")
+    axes.set_xlabel("highest ROUGE-L with any earlier instruction")
     axes.set_ylabel("records")
     return figure
 

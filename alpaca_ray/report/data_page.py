@@ -131,8 +131,8 @@ def _verbs(counts: VerbCounts) -> dict[str, Any]:
         f"Root verb and direct object of each instruction's first sentence, in {whole} instructions: "
         f"{percent(sum(counts.verbs.values()) / parsed)} have a root verb, {percent(with_object / parsed)} an object "
         f"too. Shown: the {f'{len(top)} ' if len(top) > 1 else ''}most common, each with up to 4 objects, "
-        f"{percent(shown / parsed)} of the instructions. The parser reads English only; on {AGREEMENT.labelled} "
-        "instructions labelled by hand it agreed "
+        f"{percent(shown / parsed)} of the instructions. The parser reads English only; with the "
+        f"labels of {AGREEMENT.labelled} seed tasks it agrees "
         f"on {percent(AGREEMENT.verb)} of verbs and {percent(AGREEMENT.object)} of objects."
     )
     totals = {verb: sum(n for (other, _), n in counts.pairs.items() if other == verb) for verb, _ in top}

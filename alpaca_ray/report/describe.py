@@ -9,6 +9,7 @@ from typing import Any
 from alpaca_ray.records import SHIPPED_SEEDS
 from alpaca_ray.report.card import Card, facts_table
 from alpaca_ray.report.data_page import DataReport
+from alpaca_ray.report.rows import Schema
 from alpaca_ray.report.source import Source
 from alpaca_ray.rows import SUFFIXES
 from alpaca_ray.settings.report import ReportSettings
@@ -62,9 +63,14 @@ def teacher_of(settings: ReportSettings, source: Source) -> str | None:
 
 
 def card_of(
-    settings: ReportSettings, source: Source, report: DataReport, data_file: str, figures: Sequence[tuple[str, str]]
+    settings: ReportSettings,
+    source: Source,
+    report: DataReport,
+    schema: Schema,
+    data_file: str,
+    figures: Sequence[tuple[str, str]],
 ) -> Card:
-    """Return the dataset card of a report."""
+    """Return the dataset card of a report whose records are in ``data_file``, in a schema."""
     measures, account = report.measures, report.account
     header = source.first("settings.prompt_header")
     facts: dict[str, Any] = {
@@ -77,6 +83,7 @@ def card_of(
         **{name: source.first(f"settings.{name}") for name in (*_PROMPT, *_SAMPLING)},
         "seed": source.first("seed", "settings.seed"),
         "records": f"{measures.records:,}",
+        "chats": f"{measures.chats:,}" if schema == "mixed" else None,
         "with an input": f"{measures.with_input:,}",
         "without an output": f"{measures.without_output:,}" if measures.without_output else None,
         "exact repeats": f"{measures.repeated:,}" if measures.repeated else None,
@@ -91,7 +98,7 @@ def card_of(
         language=settings.language,
         synthetic=source.stage == "generate" or teacher_of(settings, source) is not None,
         records=measures.records,
-        chat=bool(measures.chats) and measures.chats == measures.records,
+        schema=schema,
         data_file=data_file,
         summary=report.note,
         facts=facts_table(facts) + account.rows(),
@@ -123,7 +130,7 @@ def _inputs(source: Source) -> str | None:
     given = source.first("settings.data_path" if source.stage == "dedup" else "settings.seed_tasks_path")
     if given is None:
         entries = source.first("inputs") or []
-        given = [entry["name"] for entry in entries if isinstance(entry, dict) and entry.get("name")]
+        given = [entry["name"] for entry in entries if entry.get("name")]
     names = [str(name) for name in (given if isinstance(given, list) else [given])]
     shown = [_SHIPPED if name == SHIPPED_SEEDS else _name(name) for name in names if name]
     return ", ".join(shown) or None

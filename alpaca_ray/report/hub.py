@@ -8,8 +8,11 @@ from pathlib import Path
 from alpaca_ray.errors import OutputError, SettingsError
 
 
-def check_push(repo: str, *, public: bool) -> None:
-    """Check, before anything is read or written, that an upload may go ahead.
+def check_push(repo: str, *, public: bool) -> str:
+    """Check, before anything is read or written, that an upload may go ahead; return the repository's whole id.
+
+    A NAME without an owner is the token's owner's, as it is when a repository is made: asked about by itself, it would
+    be another one, of the hub's own.
 
     Raises:
         SettingsError: no token is set up, or the repository is public already and ``public`` is not given.
@@ -20,14 +23,18 @@ def check_push(repo: str, *, public: bool) -> None:
 
     if not get_token():
         raise SettingsError(f"--push_to_hub {repo}: no token: run `hf auth login`, or set HF_TOKEN")
+    api, whole = HfApi(), repo
     try:
-        found = HfApi().repo_info(repo, repo_type="dataset")
+        if "/" not in repo:
+            whole = f"{api.whoami()['name']}/{repo}"
+        found = api.repo_info(whole, repo_type="dataset")
     except RepositoryNotFoundError:
-        return
+        return whole
     except Exception as error:
         raise OutputError(f"--push_to_hub {repo}: {_first_line(error)}") from error
     if not found.private and not public:
-        raise SettingsError(f"--push_to_hub {repo}: this repository is public: give --public too if you mean it")
+        raise SettingsError(f"--push_to_hub {whole}: this repository is public: give --public too if you mean it")
+    return whole
 
 
 def push(folder: Path, repo: str, files: Mapping[str, str], *, public: bool) -> str:
@@ -36,6 +43,7 @@ def push(folder: Path, repo: str, files: Mapping[str, str], *, public: bool) -> 
     A repository that does not exist is made.
 
     Args:
+        repo: OWNER/NAME, as ``check_push`` returns it.
         files: name in the repository to name in the folder.
 
     Raises:

@@ -88,10 +88,10 @@ def fields_of(record: Record) -> tuple[str, str, str]:
     Half a surrogate pair, which JSON can hold and UTF-8 cannot, becomes a question mark.
     """
     if not is_chat(record):
-        return _clean(record.get("instruction")), _clean(record.get("input")), _clean(record.get("output"))
+        return clean(record.get("instruction")), clean(record.get("input")), clean(record.get("output"))
     asked = next((message["content"] for message in record["messages"] if message["role"] == "user"), "")
     answers = [message["content"] for message in record["messages"] if message["role"] == "assistant"]
-    return _clean(asked), "", _clean("\n".join(answers))
+    return clean(asked), "", clean("\n".join(answers))
 
 
 def is_chat(record: Record) -> bool:
@@ -99,7 +99,8 @@ def is_chat(record: Record) -> bool:
     return bool(record.get("messages")) and not record.get("instruction")
 
 
-def _clean(text: object) -> str:
+def clean(text: object) -> str:
+    """Return a value as text that UTF-8 can hold; none is empty."""
     return str(text or "").encode("utf-8", "replace").decode("utf-8")
 
 
@@ -142,7 +143,7 @@ def coverage_rows(measures: Measures) -> list[tuple[int, float]]:
 
 def _example(record: Record, text: tuple[str, str, str]) -> str:
     if is_chat(record):
-        return _clean("\n".join(message["content"] for message in record["messages"]))
+        return clean("\n".join(message["content"] for message in record["messages"]))
     return STANFORD.format({"instruction": text[0], "input": text[1]}) + text[2]
 
 
@@ -155,6 +156,6 @@ def _similarity(record: Record) -> float | None:
     """Return the highest similarity that a record carries, as generation or deduplication wrote it."""
     near: Any = record.get("most_similar_instructions")
     if isinstance(near, Mapping):
-        scores = [value for value in near.values() if isinstance(value, int | float)]
+        scores = [value for value in near.values() if isinstance(value, int | float) and 0 <= value <= 1]
         return max(scores) if scores else None
     return None

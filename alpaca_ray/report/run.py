@@ -2,35 +2,34 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Iterator
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from alpaca_ray import __version__
 from alpaca_ray.console import say
 from alpaca_ray.errors import OutputError, SettingsError
-from alpaca_ray.records import SHIPPED_SEEDS, Record
+from alpaca_ray.records import SHIPPED_SEEDS
 from alpaca_ray.report import hub
 from alpaca_ray.report.account import account_of
-from alpaca_ray.report.card import MARK, render_card
+from alpaca_ray.report.card import render_card
 from alpaca_ray.report.data_page import DataReport, all_charts, render_data_page, sample_records
 from alpaca_ray.report.describe import card_of, headline
 from alpaca_ray.report.figures import to_png
-from alpaca_ray.report.measure import choose_ruler, fields_of, is_chat, measure
-from alpaca_ray.report.source import Source, read_source
+from alpaca_ray.report.measure import choose_ruler, fields_of, measure
+from alpaca_ray.report.outputs import Content, Outputs
+from alpaca_ray.report.rows import data_rows, schema_of
+from alpaca_ray.report.source import Source, read_source, source_file
 from alpaca_ray.report.verbs import count_verbs
 from alpaca_ray.settings.report import ReportSettings
-from alpaca_ray.storage import location, make_folder, resolve_output, write_atomic
+from alpaca_ray.storage import location, make_folder, resolve_output
 
 PAGE = "report.html"
 CARD = "README.md"
 CARD_BESIDE = "DATASET_CARD.md"
 FIGURES = "figures"
 DATA = "data/train.jsonl"
-_PARTS = ("id", "instruction", "input", "output")
 
 
 def write_report(settings: ReportSettings) -> Path:
@@ -43,8 +42,10 @@ def write_report(settings: ReportSettings) -> Path:
     assert settings.data_path is not None  # the settings see to it
     output = resolve_output(settings.output_dir or _default_output(settings.data_path))
     _check_packages(settings)
-    if settings.push_to_hub:
-        hub.check_push(settings.push_to_hub, public=settings.public)
+    outputs, file = Outputs(output), source_file(settings.data_path)
+    card = CARD if outputs.is_ours(CARD) or not (output / CARD).exists() else CARD_BESIDE
+    outputs.check((DATA, card, PAGE), file)
+    repo = hub.check_push(settings.push_to_hub, public=settings.public) if settings.push_to_hub else None
     ruler = choose_ruler(settings.tokenizer)
     source = read_source(settings.data_path)
     make_folder(output)
@@ -67,15 +68,17 @@ def write_report(settings: ReportSettings) -> Path:
         sample_records(source.records, settings.samples, settings.seed),
         f"Made by alpaca_ray {__version__} on {time.strftime('%Y-%m-%d')}, from {source.short_name}.",
     )
+    contents, files = _contents(settings, source, report, card)
     try:
-        written = _write(settings, source, report, output)
-        write_atomic(output / PAGE, render_data_page(report))  # last: a page says that everything beside it is there
+        outputs.publish(contents, file)  # the page last: it says that everything beside it is there
     except OSError as error:
         raise OutputError(f"--output_dir {output}: cannot be written: {error.strerror or error}") from error
-    for name in written.values():
+    if card != CARD:
+        say(f"{CARD} is not as a report wrote it and stays: the card is {card}")
+    for name in contents:
         say(f"wrote {output / name}")
-    if settings.push_to_hub:
-        address = hub.push(output, settings.push_to_hub, {**written, PAGE: PAGE}, public=settings.public)
+    if repo:
+        address = hub.push(output, repo, files, public=settings.public)
         say(f"uploaded: {address}")
     say(f"page: {location(output / PAGE)}")
     return output
@@ -91,35 +94,22 @@ def _check_packages(settings: ReportSettings) -> None:
         )
 
 
-def _write(settings: ReportSettings, source: Source, report: DataReport, output: Path) -> dict[str, str]:
-    """Write data, figures and card; return name in a repository to name in the folder."""
-    (output / FIGURES).mkdir(exist_ok=True)
-    (output / DATA).parent.mkdir(exist_ok=True)
-    write_atomic(output / DATA, _rows(source.records))
-    figures = []
-    for chart in all_charts(report):
-        name = f"{FIGURES}/{chart.name}.png"
-        write_atomic(output / name, to_png(chart.draw))
-        figures.append((chart.title, name))
-    for old in (output / FIGURES).glob("*.png"):  # of an earlier report on other data
-        if f"{FIGURES}/{old.name}" not in {name for _, name in figures}:
-            old.unlink()
-    card = CARD
-    if (output / CARD).is_file() and MARK not in (output / CARD).read_text(encoding="utf-8", errors="replace"):
-        card = CARD_BESIDE  # a README of somebody's own stays
-    write_atomic(output / card, render_card(card_of(settings, source, report, DATA, figures)))
-    return {DATA: DATA, **{name: name for _, name in figures}, CARD: card}
-
-
-def _rows(records: list[Record]) -> Iterator[bytes]:
-    """Yield the records as the hub's viewer can read them: one schema, nothing but their content and id."""
-    chat = all(map(is_chat, records))
-    for record in records:
-        row: dict[str, Any] = dict(zip(_PARTS, (str(record["id"]), *fields_of(record)), strict=True))
-        if chat:
-            turns = [{"role": turn["role"], "content": turn["content"]} for turn in record["messages"]]
-            row = {"id": row["id"], "messages": turns}
-        yield (json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8", "replace")
+def _contents(
+    settings: ReportSettings, source: Source, report: DataReport, card: str
+) -> tuple[dict[str, Content], dict[str, str]]:
+    """Return the files' contents, the page last, and name in a repository to name in the folder."""
+    schema = schema_of(source.records)
+    images = {f"{FIGURES}/{chart.name}.png": (chart.title, to_png(chart.draw)) for chart in all_charts(report)}
+    figures = [(title, name) for name, (title, _) in images.items()]
+    texts = {
+        card: render_card(card_of(settings, source, report, schema, DATA, figures)),
+        PAGE: render_data_page(report),
+    }
+    contents: dict[str, Content] = {DATA: partial(data_rows, source.records, schema)}
+    contents |= {name: partial(iter, [image]) for name, (_, image) in images.items()}
+    # Half a surrogate pair in somebody's title is none of UTF-8's, and no reason to lose a report.
+    contents |= {name: partial(iter, [text.encode("utf-8", "replace")]) for name, text in texts.items()}
+    return contents, {CARD if name == card else name: name for name in contents}
 
 
 def _default_output(data: str) -> str:

@@ -8,13 +8,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from alpaca_ray.errors import DataError
-from alpaca_ray.manifest import read_json_object, read_manifest
+from alpaca_ray.manifest import FILE_NAME, read_manifest
 from alpaca_ray.records import Record, read_records, source_path
+from alpaca_ray.report.metrics import Metrics, read_metrics
+from alpaca_ray.rows import locate
 from alpaca_ray.storage import is_uri
 
-METRICS = "metrics.json"
+_THRESHOLDS = ("settings.similarity_threshold", "settings.threshold", "teacher.similarity_threshold")
 REJECTED = "rejected.jsonl"
 
 
@@ -22,15 +25,14 @@ REJECTED = "rejected.jsonl"
 class Source:
     """Records and their account.
 
-    ``folder`` is None where the records came from a single file or a hub id. ``rejected`` counts by reason;
+    ``rejected`` counts by reason;
     ``rejected_scores`` holds the ROUGE-L of each record that was dropped as too similar.
     """
 
     name: str
     records: list[Record]
-    folder: Path | None = None
     manifest: Mapping[str, Any] = field(default_factory=dict)
-    metrics: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Metrics | None = None
     rejected: Mapping[str, int] = field(default_factory=dict)
     rejected_scores: list[float] = field(default_factory=list)
 
@@ -48,7 +50,13 @@ class Source:
     @property
     def unfinished(self) -> bool:
         """Whether a run is still at work in the folder, or was stopped: it has metrics, but no ``run.json``."""
-        return bool(self.metrics) and not self.manifest
+        return self.metrics is not None and not self.manifest
+
+    @property
+    def threshold(self) -> float | None:
+        """The ROUGE-L from which on the run called an instruction too similar."""
+        found = self.first(*_THRESHOLDS)
+        return None if found is None else float(found)
 
     def first(self, *paths: str) -> Any:
         """Return the first value that ``run.json`` holds at one of the dotted ``paths``, or None."""
@@ -61,6 +69,18 @@ class Source:
         return None
 
 
+def source_file(name: str) -> Path | None:
+    """Return the local file that holds the records of a source, or None where it is none.
+
+    Raises:
+        DataError: there is no such source.
+    """
+    where, on_hub = locate(source_path(name))
+    if where.startswith("file://"):
+        return Path(unquote(urlsplit(where).path))
+    return None if on_hub or is_uri(where) else Path(where)
+
+
 def read_source(name: str) -> Source:
     """Read a stage's folder, a file of records, a hub id or ``seeds``.
 
@@ -71,11 +91,34 @@ def read_source(name: str) -> Source:
     if is_uri(name) or not path.is_dir():
         return Source(name, read_records(name, need_output=False))
     records = read_records(str(path), need_output=False)
-    metrics = read_json_object(path / METRICS) or {}
+    metrics = read_metrics(path)
     counted, scores = _read_rejected(path / REJECTED)
-    said = metrics.get("rejected")
-    rejected = {str(k): int(v) for k, v in said.items()} if isinstance(said, Mapping) else dict(counted)
-    return Source(name, records, path, read_manifest(path) or {}, metrics, rejected, scores)
+    said = metrics.rejected if metrics else None
+    source = Source(
+        name,
+        records,
+        read_manifest(path) or {},
+        metrics,
+        dict(counted) if said is None else said,
+        scores,
+    )
+    _check_manifest(source, path / FILE_NAME)
+    return source
+
+
+def _check_manifest(source: Source, path: Path) -> None:
+    """Check what the report computes with; all else of ``run.json`` is only shown."""
+    inputs = source.first("inputs")
+    if inputs is not None and not (isinstance(inputs, list) and all(isinstance(entry, dict) for entry in inputs)):
+        raise DataError(f"{path}: 'inputs' must be a list of objects, not {inputs!r:.40}")
+    for name in _THRESHOLDS:
+        value = source.first(name)
+        if value is not None and not _is_score(value):
+            raise DataError(f"{path}: {name!r} must be a number from 0 to 1, not {value!r:.40}")
+
+
+def _is_score(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
 
 
 def _read_rejected(path: Path) -> tuple[Counter[str], list[float]]:
@@ -91,10 +134,17 @@ def _read_rejected(path: Path) -> tuple[Counter[str], list[float]]:
             try:
                 row = json.loads(line)
                 reasons[str(row["reason"])] += 1
-                if row["reason"] == "too_similar" and row.get("score") is not None:
-                    scores.append(float(row["score"]))
-            except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+                score = row.get("score") if row["reason"] == "too_similar" else None
+                if score is not None:
+                    if not _is_score(score):
+                        raise ValueError("its 'score' must be a number from 0 to 1")
+                    scores.append(float(score))
+            except (KeyError, TypeError, ValueError, RecursionError) as error:
                 if not line.endswith("\n"):  # a run at work, or one that was killed, may leave half a line
                     break
-                raise DataError(f"{path}, line {number}: no rejected record ({error})") from error
+                raise DataError(f"{path}, line {number}: no rejected record ({_reason(error)})") from error
     return reasons, scores
+
+
+def _reason(error: Exception) -> str:
+    return f"it has no {error}" if isinstance(error, KeyError) else str(error)

@@ -24,14 +24,14 @@ _MODEL = "morphmodel_en.pgz"
 
 @dataclass(frozen=True)
 class Agreement:
-    """Shares, from 0 to 1, of hand labels that the parser finds."""
+    """Shares, from 0 to 1, of labels that the parser agrees with."""
 
     labelled: int
     verb: float
     object: float
 
 
-# Of the shipped seed tasks, labelled before any parser ran (tests/unit/report/test_report_verbs.py measures it again).
+# With the labels of the shipped seed tasks: tests/unit/report/test_report_verbs.py measures it again.
 AGREEMENT = Agreement(192, verb=0.97, object=0.92)
 
 

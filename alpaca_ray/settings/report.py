@@ -25,7 +25,7 @@ class ReportSettings(Settings):
     output_dir: str | None = setting(
         None,
         "Where to write the report. By default the folder itself; for a file or an id, NAME-report in the current "
-        "folder. Files of an earlier report are replaced.",
+        "folder. Files of an earlier report are replaced, no others.",
     )
     title: str | None = setting(None, "Title of the page and the card. By default made from the data's name.")
     seed: int = setting(42, "Seed of every sample that the report takes.")

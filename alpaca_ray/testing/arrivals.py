@@ -11,7 +11,7 @@ import numpy as np
 
 
 class Arrivals:
-    """Counts requests as they come and go. 32 bytes a request.
+    """Counts requests as they come and go. 40 bytes a request.
 
     Attributes:
         at_once: requests under way now.

@@ -14,7 +14,7 @@ from typing import Any
 from alpaca_ray.testing.stand_in import StandIn
 from alpaca_ray.testing.supply import FAULTLESS, Faults, Task, draw_tasks, numbered
 
-_NEXT_TASK = re.compile(r"(\d+)\. Instruction:\s*$")
+_NEXT_TASK = re.compile(r"([0-9]{1,9})\. Instruction:\s*$")
 _CHARACTERS = 4  # of a token, as English text has them
 _EVOLVED_LEAKS = 0.04
 _MORE = " There is more to say about it, and every part of it is said in its place, one after the other."
@@ -46,7 +46,8 @@ def make_reply(settings: StandIn, key: str, prompt: str, body: dict[str, Any]) -
 
     Args:
         key: stands for the prompt in every draw: with the seed it fixes the answer.
-        body: of the request: ``stop``, ``max_tokens`` or ``max_completion_tokens``, ``response_format``.
+        body: of the request, as ``check_body`` lets it pass: ``stop``, ``max_tokens`` or ``max_completion_tokens``,
+            ``response_format``.
     """
     rng = random.Random(f"{settings.seed}:prompt:{key}")
     empty, refused, filtered, broken_off, no_usage = (rng.random() for _ in range(5))
@@ -111,7 +112,7 @@ def reply_body(reply: Reply, model: str, number: int, *, chat: bool) -> dict[str
 def longest_answer(body: dict[str, Any]) -> int | None:
     """Return the limit on the answer's tokens that a request sets, or None."""
     longest = body.get("max_completion_tokens") or body.get("max_tokens")
-    return int(longest) if longest else None
+    return None if longest is None else int(longest)
 
 
 def count_tokens(text: str) -> int:

@@ -8,9 +8,9 @@ import random
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import parse_qs
 
 from alpaca_ray.testing.arrivals import Arrivals
+from alpaca_ray.testing.checks import BadRequestError, check_body, stats_arguments
 from alpaca_ray.testing.connections import Connection, Connections
 from alpaca_ray.testing.quota import Quota, retry_header
 from alpaca_ray.testing.replies import count_tokens, longest_answer, make_reply, reply_body
@@ -87,9 +87,7 @@ class StandInServer:
         path, method = scope["path"], scope["method"]
         authorization = next((value for name, value in scope["headers"] if name == b"authorization"), None)
         if path == "/stats":
-            query = parse_qs(scope["query_string"].decode())
-            at_least, skip = query.get("at_least"), query.get("skip", ["0"])
-            await respond(send, 200, self.stats(at_least=int(at_least[0]) if at_least else None, skip=float(skip[0])))
+            await self._say_stats(scope["query_string"], send)
         elif path == "/v1/models" and method == "GET":
             refusal = self._wrong_key(authorization)
             models = {"object": "list", "data": [model_body(name) for name in self.settings.models]}
@@ -104,6 +102,15 @@ class StandInServer:
         else:
             await respond(send, 404, error_body(f"There is no {method} {path}.", code="not_found"))
 
+    async def _say_stats(self, query: bytes, send: Send) -> None:
+        """Answer ``/stats``. It is no request to a teacher, and not counted as one."""
+        try:
+            arguments = stats_arguments(query)
+        except BadRequestError as error:
+            await respond(send, 400, error_body(str(error), param=error.param, code=error.code))
+            return
+        await respond(send, 200, self.stats(**arguments))
+
     async def _serve(
         self, content: bytes, authorization: bytes | None, chat: bool, connection: Connection, send: Send
     ) -> None:
@@ -111,7 +118,7 @@ class StandInServer:
         prompt = prompt_of(body, chat=chat)
         if prompt is None:
             status, said = 400, error_body("The body is no request that this API knows.", code="invalid_request")
-        elif refusal := self._wrong_key(authorization) or self._refusal(body):
+        elif refusal := self._wrong_key(authorization) or self._refusal(body, chat=chat):
             status, said = refusal
         else:
             await self._answer(prompt, body, chat, connection, send)
@@ -214,12 +221,14 @@ class StandInServer:
             return None
         return 401, error_body("Incorrect API key provided.", code="invalid_api_key")
 
-    def _refusal(self, body: Mapping[str, Any]) -> tuple[int, dict[str, Any]] | None:
-        if body.get("model") not in self.settings.models:
-            words = f"The model '{body.get('model')}' does not exist."
+    def _refusal(self, body: Mapping[str, Any], *, chat: bool) -> tuple[int, dict[str, Any]] | None:
+        try:
+            check_body(body, chat=chat)
+        except BadRequestError as error:
+            return 400, error_body(str(error), param=error.param, code=error.code)
+        if body["model"] not in self.settings.models:
+            words = f"The model '{body['model']}' does not exist."
             return 404, error_body(words, kind="not_found", code="model_not_found")
-        if body.get("stream"):
-            return 400, error_body("Answers are not streamed here.", param="stream", code="unsupported_parameter")
         for name in self.settings.refused:
             if body.get(name) is not None:
                 words = f"Unsupported parameter: this model does not take '{name}'."

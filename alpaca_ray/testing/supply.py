@@ -117,11 +117,6 @@ class Task:
     broken: bool = False
 
 
-def answer(prompt: str, *, seed: int, first_number: int, tasks: int, faults: Faults) -> str:
-    """Return what a teacher writes behind ``{first_number}. Instruction:``. The same arguments give the same text."""
-    return numbered(draw_tasks(f"{seed}:{prompt}", seed, tasks, faults), first_number)
-
-
 def draw_tasks(key: str, seed: int, count: int, faults: Faults) -> list[Task]:
     """Return ``count`` tasks, the same for the same ``key`` and ``seed``."""
     rng = random.Random(key)

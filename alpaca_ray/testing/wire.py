@@ -23,7 +23,7 @@ async def read_body(receive: Receive) -> bytes:
 
 def parsed(content: bytes) -> dict[str, Any]:
     """Return a request's JSON object; an empty one where it is none."""
-    with suppress(ValueError):
+    with suppress(ValueError, RecursionError):  # JSON that is nested too deeply is no request either
         body = json.loads(content)
         if isinstance(body, dict):
             return body

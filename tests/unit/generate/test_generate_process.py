@@ -15,7 +15,7 @@ from alpaca_ray.novelty.filter import Decision, NoveltyFilter
 from alpaca_ray.novelty.rejected import REASONS
 from alpaca_ray.records import read_seed_tasks
 from alpaca_ray.settings.filters import FilterSettings
-from alpaca_ray.testing.supply import Faults, answer
+from alpaca_ray.testing.supply import Faults, draw_tasks, numbered
 
 SEEDS = read_seed_tasks("seeds")
 
@@ -27,7 +27,7 @@ def outcomes(count: int) -> list[Outcome]:
             [],
             "",
             "m",
-            answer(f"prompt {number}", seed=1, first_number=4, tasks=6, faults=Faults()),
+            numbered(draw_tasks(f"1:prompt {number}", 1, 6, Faults()), 4),
             random.Random(number).choice(["stop", "length"]),
         )
         for number in range(count)

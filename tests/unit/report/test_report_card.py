@@ -16,7 +16,7 @@ CARD: dict[str, Any] = {
     "language": "en",
     "synthetic": True,
     "records": 3,
-    "chat": False,
+    "schema": "plain",
     "data_file": "data/train.jsonl",
     "summary": "Generated.",
     "facts": [("teacher", "a | b\n<script>")],
@@ -47,10 +47,44 @@ def test_the_front_matter_names_licence_size_and_data_file() -> None:
 
 
 @pytest.mark.parametrize(
-    ("records", "size"), [(999, "n<1K"), (1000, "1K<n<10K"), (52_002, "10K<n<100K"), (2_000_000, "n>1M")]
+    ("records", "size"),
+    [
+        (999, "n<1K"),
+        (1000, "1K<n<10K"),
+        (52_002, "10K<n<100K"),
+        (999_999, "100K<n<1M"),
+        (1_000_000, "1M<n<10M"),
+        (10**7, "10M<n<100M"),
+        (10**8, "100M<n<1B"),
+        (10**9, "1B<n<10B"),
+        (10**10, "10B<n<100B"),
+        (10**11, "100B<n<1T"),
+        (10**12, "n>1T"),
+    ],
 )
 def test_size_categories(records: int, size: str) -> None:
     assert front_matter(render_card(Card(**{**CARD, "records": records})))["size_categories"] == [size]
+
+
+def test_the_hub_knows_every_size_category() -> None:
+    from huggingface_hub import DatasetCardData
+
+    known = DatasetCardData.__doc__ or ""
+    for power in range(13):
+        (size,) = front_matter(render_card(Card(**{**CARD, "records": 10**power})))["size_categories"]
+        assert f"'{size}'" in known
+
+
+@pytest.mark.parametrize(
+    ("schema", "words"),
+    [
+        ("plain", "an `instruction`, an `input`"),
+        ("chat", "an `id` and `messages`: a list of turns"),
+        ("mixed", "Chats and plain records stand together here."),
+    ],
+)
+def test_the_card_says_which_fields_there_are(schema: str, words: str) -> None:
+    assert words in render_card(Card(**{**CARD, "schema": schema}))
 
 
 def test_somebodys_text_breaks_no_table_and_is_no_html() -> None:

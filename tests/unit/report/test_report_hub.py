@@ -50,6 +50,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.server.tokens.add((self.path, self.headers.get("Authorization")))
+        if self.path == "/api/whoami-v2":
+            self.answer({"name": "me", "type": "user"})
+            return
         name = self.path.removeprefix("/api/datasets/").split("/revision")[0].split("?")[0]
         repo = self.server.repos.get(name)
         if repo is None:
@@ -62,7 +65,7 @@ class Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         if self.path == "/api/repos/create":
             asked = json.loads(body)
-            name = f"{asked['organization']}/{asked['name']}"
+            name = f"{asked['organization'] or 'me'}/{asked['name']}"
             assert asked["type"] == "dataset"
             if name in self.server.repos:
                 self.answer({"url": f"{self.server.url}/datasets/{name}"}, 409)
@@ -144,6 +147,21 @@ def test_public_is_public_only_when_asked_for(hub: Hub, tmp_path: Path) -> None:
     again = report(hub, tmp_path, "--push_to_hub", "me/open")
     assert again.returncode == 2
     assert again.stderr == "error: --push_to_hub me/open: this repository is public: give --public too if you mean it\n"
+
+
+def test_a_name_without_an_owner_is_the_token_owners(hub: Hub, tmp_path: Path) -> None:
+    hub.repos["seeds"] = {"private": False, "files": {}}  # the hub's own of that name, from before there were owners
+    done = report(hub, tmp_path, "--push_to_hub", "seeds")
+    assert done.returncode == 0, done.stderr
+    assert "README.md" in hub.repos["me/seeds"]["files"]
+    assert hub.repos["seeds"]["files"] == {}
+    hub.repos["me/seeds"]["private"] = False
+    again = report(hub, tmp_path, "--push_to_hub", "seeds")
+    assert again.returncode == 2
+    assert (
+        again.stderr == "error: --push_to_hub me/seeds: this repository is public: give --public too if you mean it\n"
+    )
+    assert not [path for path, _ in hub.tokens if path.startswith("/api/datasets/seeds")]
 
 
 def test_nothing_is_uploaded_where_the_hub_made_the_repository_public_all_the_same(hub: Hub, tmp_path: Path) -> None:

@@ -11,8 +11,9 @@ import pytest
 from alpaca_ray.errors import DataError
 from alpaca_ray.prompts import STANFORD
 from alpaca_ray.report.account import Account, account_of
-from alpaca_ray.report.charts import histogram_top, percent
+from alpaca_ray.report.charts import histogram_top, percent, similarity_histogram
 from alpaca_ray.report.measure import choose_ruler, coverage_rows, fields_of, measure
+from alpaca_ray.report.metrics import Metrics
 from alpaca_ray.report.source import Source, read_source
 
 RECORDS: list[dict[str, Any]] = [
@@ -46,6 +47,17 @@ def test_lengths_in_words_and_what_is_missing_or_repeated() -> None:
     assert (found.with_input, found.without_output, found.repeated, found.chats) == (2, 1, 1, 1)
 
 
+def test_only_records_that_are_equal_in_everything_are_repeats() -> None:
+    record = {"id": "a", "instruction": "Add.", "input": "1", "output": "1"}
+    others = [
+        {**record, "input": "2"},
+        {**record, "output": "2"},
+        {**record, "instruction": "Sum."},
+        {**record, "id": "b"},
+    ]
+    assert measure([record, *others], choose_ruler("words")).repeated == 1
+
+
 def test_coverage_ends_where_everything_is_covered() -> None:
     records = [{"id": str(n), "instruction": "x " * n, "output": ""} for n in (1, 100, 200, 400)]
     found = measure(records, choose_ruler("words"))
@@ -58,7 +70,7 @@ def test_coverage_ends_where_everything_is_covered() -> None:
 
 
 def test_the_highest_similarity_of_each_record_that_carries_any() -> None:
-    near = [{"x": 0.25, "y": 0.5}, {}, None, {"z": 0.125}]
+    near = [{"x": 0.25, "y": 0.5}, {}, None, {"z": 0.125}, {"n": float("nan"), "h": 10**400, "s": "x"}]
     records = [
         {"id": str(n), "instruction": "a", "output": "b", "most_similar_instructions": v} for n, v in enumerate(near)
     ]
@@ -117,7 +129,7 @@ def test_the_account_of_a_folder(tmp_path: Path) -> None:
 
 
 def test_a_cost_that_is_a_bound_is_called_one() -> None:
-    metrics = {"kept": 1, "cost": {"total": 2.0, "uncertain_tokens": 1500}}
+    metrics = Metrics.model_validate({"kept": 1, "cost": {"total": 2.0, "uncertain_tokens": 1500}})
     rows = dict(account_of(Source("x", RECORDS, metrics=metrics)).rows())
     assert rows["cost at most"] == "$2.00"
     assert "cost" not in rows
@@ -129,12 +141,82 @@ def test_an_account_without_metrics_counts_the_rejected_file(tmp_path: Path) -> 
     assert account_of(read_source(str(path))).outcomes == [("kept", 2), ("too_similar", 3)]
 
 
-def test_odd_metrics_are_left_out() -> None:
-    source = Source(
-        "x", RECORDS, metrics={"cost": None, "tokens": 3, "errors": [1], "seconds": "long", "requests": True}
-    )
-    assert account_of(source) == Account()
-    assert account_of(Source("x", RECORDS, metrics={"cost": {"total": None}})).cost is None
+@pytest.mark.parametrize(("dollars", "text"), [(0, "$0.00"), (0.0123, "$0.0123"), (1, "$1.00"), (1234.5, "$1,234.50")])
+def test_an_amount_has_the_digits_that_it_needs(dollars: float, text: str) -> None:
+    assert Account.money(dollars) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0.0 s"), (59.4, "59.4 s"), (90, "1 min 30 s"), (3600, "1 h 0 min"), (7390, "2 h 3 min")]
+)
+def test_a_time_in_words(seconds: float, text: str) -> None:
+    assert dict(Account(seconds=seconds).rows())["time"] == text
+
+
+def test_equal_counts_stand_in_the_order_of_their_names() -> None:
+    metrics = Metrics.model_validate({"errors": {"c": 1, "b": 1, "a": 2, "none": 0}})
+    assert account_of(Source("x", [], metrics=metrics)).failures == [("a", 2), ("b", 1), ("c", 1)]
+
+
+def test_the_chart_of_similarities_says_what_they_compare() -> None:
+    import numpy as np
+
+    (axes,) = similarity_histogram(np.array([0.2]), [0.9], 0.7).axes
+    assert axes.get_xlabel() == "highest ROUGE-L with any earlier instruction"
+
+
+def test_what_metrics_do_not_say_is_left_out() -> None:
+    assert account_of(Source("x", RECORDS)) == Account()
+    metrics = Metrics.model_validate({"cost": {"total": None}, "tokens": None, "seconds": None, "more": [1]})
+    assert account_of(Source("x", RECORDS, metrics=metrics)) == Account()
+
+
+def test_a_cost_may_be_a_number(tmp_path: Path) -> None:
+    source = read_source(str(folder(tmp_path, regen_json=RECORDS[:1], metrics_json={"cost": 3})))
+    assert account_of(source).cost == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("metrics.json", '{"rejected": {"x": "many"}}', "'rejected.x' must be a whole number, not 'many'"),
+        ("metrics.json", '{"rejected": {"x": -1}}', "'rejected.x' must be greater than or equal to 0, not -1"),
+        ("metrics.json", '{"rejected": [1]}', "'rejected' must be an object, not [1]"),
+        ("metrics.json", '{"kept": NaN}', "'kept' must be a whole number, not nan"),
+        ("metrics.json", '{"kept": true}', "'kept' must be a whole number, not True"),
+        ("metrics.json", '{"kept": 1e400}', "'kept' must be a whole number, not inf"),
+        ("metrics.json", '{"errors": {"x": null}}', "'errors.x' must be a whole number, not None"),
+        ("metrics.json", '{"tokens": 3}', "'tokens' must be an object, not 3"),
+        ("metrics.json", '{"tokens": {"prompt": "x"}}', "'tokens.prompt' must be a whole number, not 'x'"),
+        ("metrics.json", '{"cost": {"total": NaN}}', "'cost.total' must be "),
+        ("metrics.json", '{"cost": {"total": ' + "9" * 400 + "}}", "'cost.total' must be "),
+        ("metrics.json", '{"cost": true}', "'cost' must be an object, not True"),
+        ("metrics.json", '{"seconds": "long"}', "'seconds' must be a valid number, not 'long'"),
+        ("run.json", '{"inputs": 5}', "'inputs' must be a list of objects, not 5"),
+        ("run.json", '{"inputs": ["x"]}', "'inputs' must be a list of objects, not ['x']"),
+        ("run.json", '{"data_file": 5}', "'data_file' must be a text, not int"),
+        (
+            "run.json",
+            '{"settings": {"similarity_threshold": NaN}}',
+            "'settings.similarity_threshold' must be a number from 0 to 1, not nan",
+        ),
+        ("run.json", '{"settings": {"threshold": "x"}}', "'settings.threshold' must be a number from 0 to 1"),
+        ("rejected.jsonl", '{"reason": "too_similar", "score": NaN}\n', "its 'score' must be a number from 0 to 1"),
+        ("rejected.jsonl", '{"reason": "too_similar", "score": "x"}\n', "its 'score' must be a number from 0 to 1"),
+        ("rejected.jsonl", "[" * 100_000 + "\n", "line 1: no rejected record"),
+        ("rejected.jsonl", '{"score": 1}\n', "line 1: no rejected record (it has no 'reason')"),
+        ("rejected.jsonl", "5\n", "line 1: no rejected record"),
+    ],
+)
+def test_a_malformed_field_is_named_in_one_line(tmp_path: Path, name: str, content: str, said: str) -> None:
+    folder(tmp_path, regen_json=RECORDS[:1])
+    (tmp_path / name).write_text(content)
+    with pytest.raises(DataError) as caught:
+        read_source(str(tmp_path))
+    assert said in str(caught.value)
+    assert str(tmp_path / name) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 300 + len(str(tmp_path))
 
 
 def test_a_run_at_work_is_told_and_its_half_line_skipped(tmp_path: Path) -> None:

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from alpaca_ray.errors import DataError, OutputError, SettingsError
-from alpaca_ray.report import run
+from alpaca_ray.report import outputs, run
 from alpaca_ray.report.run import write_report
 from alpaca_ray.settings.cli import parse_settings
 from alpaca_ray.settings.report import ReportSettings
+from alpaca_ray.storage import write_atomic
 
 ODD: list[dict[str, Any]] = [
     {"instruction": "用中文写一首关于春天的诗。", "input": "", "output": "春风又绿江南岸 $x^2$"},
@@ -103,36 +104,65 @@ def test_a_chat_stays_a_chat(tmp_path: Path) -> None:
     assert "a list of turns" in (output / "README.md").read_text()
 
 
-def test_a_second_report_replaces_the_first_and_nothing_else(tmp_path: Path) -> None:
-    folder = write_stage(tmp_path / "out", ODD)
-    write_report(settings(folder))
-    (folder / "figures" / "mine.txt").write_text("kept")
-    (folder / "metrics.json").unlink()
-    write_report(settings(folder))
-    assert not (folder / "figures" / "failures.png").exists()
-    assert (folder / "figures" / "mine.txt").read_text() == "kept"
-    assert (folder / "regen.json").read_text() == json.dumps(ODD)
-    assert [path.name for path in folder.rglob("*.tmp")] == []
+def test_chats_among_plain_records_lose_no_turn_and_load_as_one_table(tmp_path: Path) -> None:
+    from datasets import load_dataset
+
+    turns = [{"role": role, "content": f"turn {n}"} for n, role in enumerate(["system", *["user", "assistant"] * 3])]
+    records = [
+        {"id": "a", "instruction": "Add.", "input": "1 2", "output": "3"},
+        {"id": "b", "messages": turns},
+        {"id": "c", "instruction": "Say nothing.", "output": ""},
+    ]
+    (tmp_path / "mix.json").write_text(json.dumps(records))
+    output = write_report(settings(tmp_path / "mix.json", "--output_dir", tmp_path / "r", "--max_parsed", 0))
+    loaded = load_dataset(str(output), cache_dir=str(tmp_path / "cache"))["train"].to_list()
+    asked = [{"role": "user", "content": "Add.\n\n1 2"}, {"role": "assistant", "content": "3"}]
+    assert loaded == [
+        {"id": "a", "messages": asked, "instruction": "Add.", "input": "1 2", "output": "3"},
+        {"id": "b", "messages": turns, "instruction": "", "input": "", "output": ""},
+        {
+            "id": "c",
+            "messages": [{"role": "user", "content": "Say nothing."}],
+            "instruction": "Say nothing.",
+            "input": "",
+            "output": "",
+        },
+    ]
+    card = (output / "README.md").read_text()
+    assert "Chats and plain records stand together here." in card
+    assert "| chats | 1 |" in card
 
 
-def test_a_readme_of_somebody_stays(tmp_path: Path) -> None:
-    folder = write_stage(tmp_path / "out", ODD)
-    (folder / "README.md").write_text("# mine")
-    write_report(settings(folder))
-    assert (folder / "README.md").read_text() == "# mine"
-    assert "some-teacher" in (folder / "DATASET_CARD.md").read_text(encoding="utf-8")
+def test_chats_that_have_fields_too_keep_both(tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "Name a river."}, {"role": "assistant", "content": "Rhine"}]
+    records = [{"id": "a", "messages": turns}, {"id": "b", "messages": turns, "instruction": "Name it.", "output": "R"}]
+    (tmp_path / "mix.json").write_text(json.dumps(records))
+    output = write_report(settings(tmp_path / "mix.json", "--output_dir", tmp_path / "r", "--max_parsed", 0))
+    rows = [json.loads(line) for line in (output / "data" / "train.jsonl").read_text().splitlines()]
+    assert rows == [
+        {"id": "a", "messages": turns, "instruction": "", "input": "", "output": ""},
+        {"id": "b", "messages": turns, "instruction": "Name it.", "input": "", "output": "R"},
+    ]
 
 
 def test_the_page_is_written_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_stage(tmp_path / "out", ODD)
+    written: list[str] = []
 
-    def broken(*_: object) -> str:
-        raise OSError("disk full")
+    def full(path: Path, content: Any) -> None:
+        if path.name == "README.md":
+            raise OSError(28, "No space left on device")
+        written.append(path.name)
+        write_atomic(path, content)
 
-    monkeypatch.setattr(run, "render_card", broken)
-    with pytest.raises(OutputError, match="cannot be written: disk full"):
+    monkeypatch.setattr(outputs, "write_atomic", full)
+    with pytest.raises(OutputError, match="cannot be written: No space left on device"):
         write_report(settings(folder))
+    assert written[:2] == ["report_files.json", "train.jsonl"]
     assert not (folder / "report.html").exists()
+    monkeypatch.undo()
+    write_report(settings(folder))  # what the broken report left is known to be ours
+    assert (folder / "report.html").exists()
 
 
 @pytest.mark.parametrize(

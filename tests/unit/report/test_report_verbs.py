@@ -94,3 +94,8 @@ def test_a_sample_is_taken_of_more_than_the_limit_and_is_seeded() -> None:
 def test_a_very_long_instruction_is_read_to_its_first_sentence_only() -> None:
     assert parse("Sort the list. " + "and so on " * 100_000) == Shape("sort", "list")
     assert parse("Sort the list " + "((((" * 50_000).verb == "sort"
+
+
+def test_a_sample_is_taken_from_one_more_than_the_limit_on() -> None:
+    texts = ["Write a poem."] * 4
+    assert [count_verbs(texts, limit=limit, seed=1).parsed for limit in (5, 4, 3, 1)] == [4, 4, 3, 1]

@@ -113,8 +113,11 @@ def test_answers_that_are_no_use() -> None:
         (choice,) = post(client, chat=True).json()["choices"]
         assert choice["message"]["content"] is None
         assert choice["message"]["refusal"]
+        assert post(client).json()["choices"][0]["text"] == choice["message"]["refusal"]
     with serving(rate_filtered=1.0) as (_, client):
-        assert post(client, chat=True).json()["choices"][0]["finish_reason"] == "content_filter"
+        (choice,) = post(client).json()["choices"]
+        assert (choice["finish_reason"], whole["text"].startswith(choice["text"])) == ("content_filter", True)
+        assert len(choice["text"]) < len(whole["text"])
     with serving(rate_empty=1.0) as (_, client):
         assert post(client).json()["choices"] == []
     with serving(rate_no_usage=1.0) as (_, client):
@@ -172,17 +175,41 @@ def test_a_client_that_goes_away_leaves_its_slot_at_once() -> None:
 
 def test_stats_tell_what_was_asked() -> None:
     with serving(latency=0.05, remember=False) as (server, client):
-        for _ in range(3):
+        for _ in range(2):
             post(client)
         post(client, "other " + PROMPT)
         found = stats(client, "?at_least=1")
-        assert (found["attempts"], found["prompts"], found["answered"]) == (4, 2, 4)
-        assert (found["answered_more_than_once"], found["statuses"]) == (1, {"200": 4})
-        assert (found["most_at_once"], found["arrivals"], found["arrivals_per_minute"]) == (1, 4, [4])
+        assert (found["attempts"], found["prompts"], found["answered"]) == (3, 2, 3)
+        assert (found["answered_more_than_once"], found["statuses"]) == (1, {"200": 3})
+        assert (found["most_at_once"], found["arrivals"], found["arrivals_per_minute"]) == (1, 3, [3])
         assert 0 < found["share_at_least"] <= 1
-        assert found["tokens"]["completion"] > 0
+        assert found["tokens"]["prompt"] == 2 * -(-len(PROMPT) // 4) + -(-len("other " + PROMPT) // 4)
+        assert found["tokens"]["completion"] > found["tokens"]["prompt"]
         assert server.seen == []
         assert PROMPT not in server.prompts, "digests only"
+
+
+def test_what_was_asked_is_remembered_where_that_is_set() -> None:
+    with serving() as (server, client):
+        post(client, temperature=0.5)
+        post(client, chat=True)
+        assert [body.get("temperature") for body in server.seen] == [0.5, None]
+        assert server.prompts == {PROMPT: 2}
+
+
+def test_an_answer_ends_at_the_first_of_its_stops() -> None:
+    with serving(bad_tasks=False) as (_, client):
+        whole = post(client).json()["choices"][0]["text"]
+        for stop in ("\n6.", ["\n7.", "\n6."], ["\n6.", "\n7.", "nowhere"]):
+            assert post(client, stop=stop).json()["choices"][0]["text"] == whole.split("\n6.")[0]
+
+
+def test_an_evolved_task_sometimes_leaks_its_prompt() -> None:
+    for bad, leaks in ((True, True), (False, False)):
+        with serving(bad_tasks=bad) as (_, client):
+            prompts = (f"Make it harder: {number}.\n1. Instruction:" for number in range(120))
+            texts = [post(client, prompt).json()["choices"][0]["text"] for prompt in prompts]
+            assert any("Rewritten prompt:" in text for text in texts) == leaks
 
 
 def test_a_reasoning_model_refuses_parameters_one_by_one() -> None:
@@ -221,7 +248,7 @@ def test_a_schema_is_filled_with_tasks() -> None:
         tasks = json.loads(text["content"])["tasks"]
         assert [set(task) for task in tasks] == [{"instruction", "input", "output"}] * 3
         assert all(task["instruction"] and task["output"] for task in tasks)
-        single = {**wanted, "json_schema": {"schema": SCHEMA["properties"]["tasks"]["items"]}}  # type: ignore[index]
+        single = {**wanted, "json_schema": {"name": "one", "schema": SCHEMA["properties"]["tasks"]["items"]}}  # type: ignore[index]
         text = post(client, "Make one.", chat=True, response_format=single).json()["choices"][0]["message"]
         assert set(json.loads(text["content"])) == {"instruction", "input", "output"}
 
@@ -241,6 +268,7 @@ def test_answers_have_the_length_that_is_set(tokens: int) -> None:
         assert (found["usage"]["completion_tokens"], found["choices"][0]["finish_reason"]) == (tokens, "stop")
         cut = post(client, max_tokens=25).json()
         assert (cut["usage"]["completion_tokens"], cut["choices"][0]["finish_reason"]) == (25, "length")
+        assert post(client, max_tokens=tokens).json()["choices"][0] == found["choices"][0], "it fits exactly"
     with serving(answer_tokens=[10, 3000]) as (_, client):
         lengths = {post(client, f"{number} {PROMPT}").json()["usage"]["completion_tokens"] for number in range(12)}
         assert len(lengths) > 8
@@ -252,8 +280,9 @@ def test_answers_have_the_length_that_is_set(tokens: int) -> None:
     [(b"{", 400), (b"[]", 400), (b'{"model": "stand-in"}', 400), (b'{"model": "x", "prompt": "y"}', 404)],
 )
 def test_what_is_no_request(content: bytes, status: int) -> None:
-    with serving() as (_, client):
+    with serving() as (server, client):
         assert client.post("/completions", content=content).status_code == status
+        assert server.statuses == {status: 1}
         assert client.post("/nowhere", content=content).status_code == 404
         assert post(client, stream=True).json()["error"]["param"] == "stream"
 

@@ -13,6 +13,7 @@ from alpaca_ray.errors import SettingsError
 from alpaca_ray.testing.arrivals import Arrivals
 from alpaca_ray.testing.quota import Quota, Window, retry_header
 from alpaca_ray.testing.stand_in import StandIn
+from alpaca_ray.testing.supply import Faults, draw_tasks
 
 
 def test_arrivals_in_the_fullest_window() -> None:
@@ -83,6 +84,31 @@ def test_a_window_never_holds_more_than_its_limit() -> None:
     for start, _ in admitted:
         assert sum(weight for at, weight in admitted if start <= at < start + 60.0) <= 10
     assert len(admitted) > 100
+
+
+def test_a_window_is_open_at_its_end() -> None:
+    window = Window(10, 60.0)
+    window.add(0.0, 4)
+    assert window.remaining(59.5) == (6, 0.5)
+    assert window.wait(59.5, 7) == 0.5
+    assert window.remaining(60.0) == (10, 0.0)
+
+
+def test_what_is_refused_and_counted_is_a_request_and_no_answer() -> None:
+    clock = [0.0]
+    limits = quota(clock, requests_per_minute=1, tokens_per_minute=100, count_refused=True)
+    assert [limits.admit(40, 0) is None for _ in range(3)] == [True, False, False]
+    assert limits.headers()["x-ratelimit-remaining-tokens"] == "58"
+
+
+def test_repetitions_come_from_one_stock_a_seed() -> None:
+    only_repeats = Faults(1, 0, 0, 0, 0, 0)
+    first, other_prompt, other_seed = (
+        {task.instruction for task in draw_tasks(key, seed, 200, only_repeats)}
+        for key, seed in (("a", 1), ("b", 1), ("a", 2))
+    )
+    assert first == other_prompt
+    assert first != other_seed
 
 
 def test_what_never_fits_waits_a_whole_window() -> None:
