@@ -6,8 +6,10 @@ and columns that we do not know are kept.
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -20,6 +22,7 @@ Record = dict[str, Any]
 
 SHIPPED_SEEDS = "seeds"
 _CONTENT_FIELDS = ("instruction", "input", "output", "messages")
+_SURROGATE = re.compile("[\ud800-\udfff]")  # half a character, which UTF-8 has no bytes for
 
 
 def shipped_seed_path() -> Path:
@@ -47,10 +50,12 @@ def read_records(source: str, *, need_output: bool = True) -> list[Record]:
     rows, name = _read_rows(source)
     if not rows:
         raise DataError(f"{name}: holds no records")
-    records: list[Record] = []
-    for index, row in enumerate(rows):
-        records += _as_records(row, f"{name}: record {index}", need_output)
-    return with_ids(records)
+    return _identified(
+        (record, where)
+        for index, row in enumerate(rows)
+        for where in [f"{name}: record {index}"]
+        for record in _as_records(row, where, need_output)
+    )
 
 
 def read_seed_tasks(source: str) -> list[Record]:
@@ -62,24 +67,47 @@ def read_seed_tasks(source: str) -> list[Record]:
     rows, name = _read_rows(source)
     if not rows:
         raise DataError(f"{name}: holds no seed tasks")
-    tasks = [_as_records(row, f"{name}: record {index}", need_output=True)[0] for index, row in enumerate(rows)]
-    return with_ids(tasks)
+    return _identified(
+        (_as_records(row, where, need_output=True)[0], where)
+        for index, row in enumerate(rows)
+        for where in [f"{name}: record {index}"]
+    )
 
 
-def digest(record: Record) -> str:
-    """Return 16 hexadecimal digits that identify a record's content."""
+def first_user_message(messages: Any) -> str | None:
+    """Return the first text that a user says in a chat, or None where there is none."""
+    for message in messages if isinstance(messages, list) else []:
+        if isinstance(message, dict) and message.get("role") == "user" and isinstance(message.get("content"), str):
+            return str(message["content"])
+    return None
+
+
+def digest(record: Record, where: str = "record") -> str:
+    """Return 16 hexadecimal digits that identify a record's content.
+
+    Raises:
+        DataError: it holds what JSON has no form for; the text begins with ``where``.
+    """
     content = {field: record[field] for field in _CONTENT_FIELDS if record.get(field)}
-    text = json.dumps(content, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    try:
+        text = json.dumps(content, ensure_ascii=False, sort_keys=True, separators=(",", ":"), default=_plain)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise DataError(f"{where}: cannot be written as JSON: {error}") from error
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def with_ids(records: Iterable[Record]) -> list[Record]:
     """Give each record without an ``id`` the digest of its content and its occurrence number (``…-0``, ``…-1``)."""
+    return _identified((record, f"record {index}") for index, record in enumerate(records))
+
+
+def _identified(records: Iterable[tuple[Record, str]]) -> list[Record]:
+    """Do ``with_ids`` for records that come with the place that an error names."""
     seen: Counter[str] = Counter()
     result = []
-    for record in records:
+    for record, where in records:
         if record.get("id") is None:
-            content = digest(record)
+            content = digest(record, where)
             record = {**record, "id": f"{content}-{seen[content]}"}
             seen[content] += 1
         result.append(record)
@@ -88,14 +116,37 @@ def with_ids(records: Iterable[Record]) -> list[Record]:
 
 def write_json(records: Sequence[Record]) -> str:
     """Return a JSON list with one field a line, as the originals wrote ``regen.json``."""
-    return json.dumps(records, ensure_ascii=False, indent=4) + "\n"
+    return json_text(records, indent=4) + "\n"
+
+
+def json_text(value: Any, *, indent: int | None = None) -> str:
+    """Return a value as JSON that every reader of UTF-8 can read back.
+
+    Characters stay as they are, but for halves of surrogate pairs, which become escapes such as ``\\ud83d``. Dates and
+    times (Parquet has them, JSON has not) become ISO 8601 texts.
+
+    Raises:
+        TypeError: it holds anything else that JSON has no form for.
+    """
+    return _escaped(json.dumps(value, ensure_ascii=False, indent=indent, default=_plain))
+
+
+def _escaped(text: str) -> str:
+    return _SURROGATE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def _plain(value: Any) -> Any:
+    """Return a Parquet value that JSON does not know as text."""
+    if isinstance(value, datetime.date | datetime.time):
+        return value.isoformat()
+    raise TypeError(f"a value of type {type(value).__name__}")
 
 
 def json_pieces(records: Iterable[Record]) -> Iterator[bytes]:
     """Yield the text of ``write_json`` in pieces, for more records than the memory should hold at once."""
     before = "[\n"
     for record in records:
-        yield (before + "    " + _indented(record, 1)).encode("utf-8", "surrogatepass")
+        yield _escaped(before + "    " + _indented(record, 1)).encode()
         before = ",\n"
     yield b"[]\n" if before == "[\n" else b"\n]\n"
 
@@ -103,7 +154,7 @@ def json_pieces(records: Iterable[Record]) -> Iterator[bytes]:
 def _indented(value: Any, level: int) -> str:
     """Return a JSON value as ``json.dumps(indent=4)`` writes it; that is done in Python, and this mostly in C."""
     if not value or not isinstance(value, dict | list):
-        return json.dumps(value, ensure_ascii=False)
+        return json.dumps(value, ensure_ascii=False, default=_plain)
     margin = "    " * level
     if isinstance(value, dict):
         parts = [f"{json.dumps(key, ensure_ascii=False)}: {_indented(item, level + 1)}" for key, item in value.items()]
@@ -117,7 +168,7 @@ def _indented(value: Any, level: int) -> str:
 
 def write_jsonl(records: Iterable[Record]) -> str:
     """Return one JSON object a line."""
-    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    return "".join(json_text(record) + "\n" for record in records)
 
 
 def _read_rows(source: str) -> tuple[list[Any], str]:

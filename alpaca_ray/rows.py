@@ -5,16 +5,17 @@ from __future__ import annotations
 import codecs
 import json
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from alpaca_ray.errors import DataError
+from alpaca_ray.hub_rows import HubRows, StreamBrokenError, is_hub_id
 from alpaca_ray.manifest import data_file_of
 from alpaca_ray.storage import is_uri, open_input
 
 SUFFIXES = (".json", ".jsonl", ".parquet")
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _CHUNK = 1 << 20  # bytes read at once
 _PARQUET_ROWS = 1024
 _NEAR_THE_END = 16  # characters: an escape or a word such as `false` that the end of a chunk cuts in two is shorter
@@ -22,7 +23,7 @@ _SPACE = re.compile(r"[ \t\n\r]*")
 
 
 def locate(source: str) -> tuple[str, bool]:
-    """Return the file that a source of rows means, or the hub dataset, and whether it is the latter.
+    """Return the file that a source of rows means, or the dataset (see ``is_hub_id``), and whether it is the latter.
 
     Raises:
         DataError: there is no such file, folder or dataset id.
@@ -34,9 +35,20 @@ def locate(source: str) -> tuple[str, bool]:
         path = data_file_of(path)
     if path.is_file():
         return str(path), False
-    if not path.exists() and _HUB_ID.fullmatch(source) and not source.endswith(SUFFIXES) and source[0] != ".":
+    if not path.exists() and is_hub_id(source) and not source.endswith(SUFFIXES) and source[0] != ".":
         return source, True
     raise DataError(f"{source}: no such file or folder")
+
+
+def check_source(source: str) -> None:
+    """Check that a source is there, also where it lies on a hub, without reading its rows.
+
+    Raises:
+        DataError: it is not.
+    """
+    name, on_hub = locate(source)
+    if on_hub:
+        HubRows(name)
 
 
 def read_rows(source: str) -> Iterator[Any]:
@@ -47,7 +59,7 @@ def read_rows(source: str) -> Iterator[Any]:
     """
     name, on_hub = locate(source)
     if on_hub:
-        yield from _hub_rows(name)
+        yield from HubRows(name)
         return
     suffix = Path(name).suffix.lower()
     with open_input(name) as handle:
@@ -82,7 +94,10 @@ class _Text:
         # At least as much again as is left: a long record is then parsed a few times, not once for each chunk.
         left = self.window[self.place :]
         self.place = 0
-        data = self._handle.read(max(_CHUNK, len(left)))
+        try:
+            data = self._handle.read(max(_CHUNK, len(left)))
+        except OSError as error:
+            raise StreamBrokenError(f"{self.name}: cannot be read on: {error.strerror or error}") from error
         self.ended = not data
         try:
             self.window = left + self._decoder.decode(data, final=self.ended)
@@ -102,9 +117,19 @@ class _Text:
                 return ""
 
     def error(self, message: str, place: int | None = None) -> DataError:
-        """Return the error that names file and line of a place in the window."""
+        """Return the error that names file and line of a place in the window where JSON is not valid."""
         line = self.line + self.window.count("\n", 0, self.place if place is None else place)
         return DataError(f"{self.name}, line {line}: not valid JSON: {message}")
+
+    def limit(self, error: Exception) -> DataError:
+        """Return the error that names file and line of valid JSON that goes beyond what Python reads."""
+        line = self.line + self.window.count("\n", 0, self.place)
+        what = (
+            "lists and objects that are nested too deeply"
+            if isinstance(error, RecursionError)
+            else f"a number of more than {sys.get_int_max_str_digits()} digits"
+        )
+        return DataError(f"{self.name}, line {line}: cannot be read: {what}")
 
 
 def _list_rows(text: _Text) -> Iterator[Any]:
@@ -144,6 +169,8 @@ def _decode(text: _Text, decoder: json.JSONDecoder) -> Any:
                 text.more()  # the window moves, so its places count no longer: parse again even at the end
                 continue
             raise text.error(error.msg, error.pos) from error
+        except (RecursionError, ValueError) as error:
+            raise text.limit(error) from error
         if end == len(text.window) and not isinstance(row, dict | list) and text.more():
             continue  # a number may go on in the next chunk
         text.place = end
@@ -166,6 +193,8 @@ def _line_rows(text: _Text, *, single_allowed: bool) -> Iterator[Any]:
                 if not count and not single_allowed and _is_one_object(text):
                     raise DataError(f"{text.name}: must hold a JSON list of records, not one dict") from error
                 raise text.error(error.msg) from error
+            except (RecursionError, ValueError) as error:
+                raise text.limit(error) from error
             count += 1
             yield row
         if end == len(text.window) and text.ended:
@@ -192,14 +221,3 @@ def _parquet_rows(handle: IO[Any], name: str) -> Iterator[Any]:
             yield from batch.to_pylist()
     except (OSError, ValueError, RuntimeError) as error:  # pyarrow's own errors are of these types
         raise DataError(f"{name}: cannot be read as Parquet: {error}") from error
-
-
-def _hub_rows(name: str) -> Iterator[Any]:
-    import datasets
-
-    try:
-        loaded = datasets.load_dataset(name, streaming=True)
-        split = loaded["train"] if "train" in loaded else loaded[next(iter(loaded))]
-    except Exception as error:  # the hub client raises dozens of types; all mean that it cannot be read
-        raise DataError(f"{name}: no such file, and not readable as a hub dataset: {error}") from error
-    yield from split

@@ -13,7 +13,7 @@ DESCRIPTION = (
     "Go through records in order and keep each whose instruction's ROUGE-L with no earlier kept one is above the "
     "threshold, exactly as generation does. Writes kept.jsonl (every column as it was), rejected.jsonl (each dropped "
     "record with the reason, its nearest neighbour and their score), metrics.json and run.json; all of them at the "
-    "end, or none."
+    "end, or none. A run that is stopped, by whatever means, goes on with --resume."
 )
 
 

@@ -6,11 +6,22 @@ from contextlib import suppress
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import (
+    GetTimeoutError,
+    NodeDiedError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayActorError,
+    RayTaskError,
+    WorkerCrashedError,
+)
 
 from alpaca_ray.novelty.search import Found, LocalSearcher, Stats
 from alpaca_ray.novelty.shards import Shard, ShardLost, ShardMaker
 from alpaca_ray.novelty.tokens import TokenLists
+
+# Of the actor itself, of what it was given or answered (its owner's death included), or of where it ran.
+_LOST = (RayActorError, ObjectLostError, OutOfMemoryError, WorkerCrashedError, NodeDiedError)
 
 
 class ActorShard:
@@ -31,20 +42,20 @@ class ActorShard:
         """Begin a search."""
         try:
             return self.actor.search.remote(additions, queries)
-        except RayActorError as error:
+        except _LOST as error:
             raise ShardLost(_why(error)) from error
 
     def result(self, started: Any) -> Found:
         """Wait for a search.
 
         Raises:
-            ShardLost: the actor died, or its node did.
+            ShardLost: the actor died, its node did, or what they exchanged is lost.
         """
         try:
             found: Found = ray.get(started)
         except RayTaskError:
             raise  # a defect of ours, which a new shard would only repeat
-        except RayActorError as error:
+        except _LOST as error:
             raise ShardLost(_why(error)) from error
         return found
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from alpaca_ray.errors import DataError
-from alpaca_ray.records import Record, digest
+from alpaca_ray.records import Record, digest, first_user_message
 from alpaca_ray.rows import read_rows
 
 
@@ -21,14 +21,14 @@ class Item:
         source: the file or dataset that it came from.
         entry: its place there, from 0.
         instruction: the text that novelty is judged by: ``instruction``, or a chat's first user message.
-        prompt: instruction and input together, for the comparison with evaluation prompts.
+        input: its ``input`` where that is a text, else empty.
     """
 
     record: Record
     source: str
     entry: int
     instruction: str
-    prompt: str
+    input: str
 
 
 def read_items(sources: Iterable[str]) -> Iterator[Item]:
@@ -46,8 +46,8 @@ def read_items(sources: Iterable[str]) -> Iterator[Item]:
         for entry, row in enumerate(read_rows(source)):
             instruction = instruction_of(row, f"{source}: record {entry}")
             extra = row.get("input")
-            prompt = f"{instruction}\n{extra}" if isinstance(extra, str) and extra else instruction
-            yield Item(_with_id(row, seen), source, entry, instruction, prompt)
+            record = _with_id(row, seen, f"{source}: record {entry}")
+            yield Item(record, source, entry, instruction, extra if isinstance(extra, str) else "")
         if entry < 0:
             raise DataError(f"{source}: holds no records")
 
@@ -62,19 +62,19 @@ def instruction_of(row: Any, where: str) -> str:
         raise DataError(f"{where}: must be an object with the field 'instruction', not {type(row).__name__}")
     messages = row.get("messages")
     if messages:
-        for message in messages if isinstance(messages, list) else []:
-            if isinstance(message, dict) and message.get("role") == "user" and isinstance(message.get("content"), str):
-                return str(message["content"])
-        raise DataError(f"{where}: 'messages' has no message of a user with a text as 'content'")
+        said = first_user_message(messages)
+        if said is None:
+            raise DataError(f"{where}: 'messages' has no message of a user with a text as 'content'")
+        return said
     if not isinstance(row.get("instruction"), str) or not row["instruction"].strip():
         raise DataError(f"{where}: has no 'instruction' (a text that is not empty)")
     return str(row["instruction"])
 
 
-def _with_id(row: Record, seen: Counter[int]) -> Record:
+def _with_id(row: Record, seen: Counter[int], where: str) -> Record:
     if row.get("id") is not None or "instances" in row:
         return row
-    content = digest(row)
+    content = digest(row, where)
     number = int(content, 16)  # a number is kept in half the memory of its text
     record = {**row, "id": f"{content}-{seen[number]}"}
     seen[number] += 1

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, overload
 
 from alpaca_ray.errors import OutputError
+from alpaca_ray.records import json_text
 
 Row = dict[str, Any]
 
@@ -38,7 +39,7 @@ class RowStore(Sequence[Row]):
         Raises:
             OutputError: the disk is full or fails.
         """
-        data = json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n"
+        data = json_text(row).encode() + b"\n"
         try:
             self._file.seek(self._starts[-1])
             self._file.write(data)
@@ -59,7 +60,7 @@ class RowStore(Sequence[Row]):
         place = range(len(self))[index]
         start = self._starts[place]
         self._file.seek(start)
-        row: Row = json.loads(self._file.read(self._starts[place + 1] - start).decode("utf-8", "surrogatepass"))
+        row: Row = json.loads(self._file.read(self._starts[place + 1] - start).decode())
         return row
 
     def __iter__(self) -> Iterator[Row]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import re
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,6 +15,7 @@ from numba.core import types
 from numba.extending import intrinsic
 
 F = TypeVar("F", bound=Callable[..., Any])
+_CACHED = re.compile(r"_([0-9a-f]{12})-\d+\.")  # in the names that numba gives to its files
 
 
 def compiled(function: F) -> F:
@@ -31,9 +34,15 @@ def compiled(function: F) -> F:
 
 @functools.cache
 def _sources() -> str:
-    """Return a digest of this package's sources."""
-    files = sorted(Path(__file__).parent.glob("*.py"))
-    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:12]
+    """Return a digest of this package's sources, and remove the machine code of others from beside them."""
+    folder = Path(__file__).parent
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(folder.glob("*.py")))).hexdigest()[:12]
+    for path in folder.glob("__pycache__/*.nb[ic]"):
+        named = _CACHED.search(path.name)
+        if named and named[1] != digest:
+            with suppress(OSError):  # another process removes it too, or nobody may
+                path.unlink()
+    return digest
 
 
 @intrinsic

@@ -114,13 +114,19 @@ class Vocabulary:
     def __len__(self) -> int:
         return len(self._numbers)
 
-    def encode(self, lists: Iterable[list[str]]) -> TokenLists:
-        """Return the numbers of the tokens of each list; tokens that are new get the next numbers."""
+    def encode(self, lists: Iterable[list[str]], *, grow: bool = True) -> TokenLists:
+        """Return the numbers of the tokens of each list.
+
+        Args:
+            grow: give tokens that are new the next numbers; else all of them get one, which no known token has.
+        """
         numbers = self._numbers
         flat: list[int] = []
         offsets = [0]
         for tokens in lists:
-            for token in tokens:
-                flat.append(numbers.setdefault(token, len(numbers)))
+            if grow:
+                flat += [numbers.setdefault(token, len(numbers)) for token in tokens]
+            else:
+                flat += [numbers.get(token, len(numbers)) for token in tokens]
             offsets.append(len(flat))
         return TokenLists(np.array(flat, dtype=np.int32), np.array(offsets, dtype=np.int64))

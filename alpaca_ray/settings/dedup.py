@@ -12,11 +12,14 @@ class DedupSettings(Settings):
 
     data_path: list[str] = setting(
         ...,
-        "Records to go through, in this order: JSON list, JSONL, Parquet, a stage's folder, or a hub dataset id. Read "
-        "piece by piece, however large.",
+        "Records to go through, in this order: JSON list, JSONL, Parquet, a stage's folder, or a hub dataset id (its "
+        "train split, or that of owner/name:split). Read piece by piece, however large.",
     )
     output_dir: str = setting(..., "Folder for kept.jsonl, rejected.jsonl, metrics.json and run.json.")
-    overwrite: bool = setting(False, "Replace the results of an earlier run in output_dir.")
+    overwrite: bool = setting(False, "Replace the results of an earlier run in output_dir, finished or not.")
+    resume: bool = setting(
+        False, "Go on with a run in output_dir that was stopped: what it decided is not decided again."
+    )
     seed_tasks_path: str | None = setting(
         None, "Records that are there first: what is too similar to one of them is dropped ('seeds': those shipped)."
     )
@@ -43,8 +46,16 @@ class DedupSettings(Settings):
     )
     decontaminate: list[str] | None = setting(
         None,
-        "Evaluation files or hub ids; records too near to one of their prompts, or containing it, are dropped.",
+        "Evaluation files or hub ids (owner/name, owner/name:split, owner/name:config:split; without a split, test is "
+        "read); records that are one of their prompts, contain it or are too near to it are dropped.",
         group="novelty",
+    )
+    decontaminate_threshold: float = setting(
+        0.7,
+        "Too near to an evaluation prompt is a ROUGE-L above this; a prompt that is the same or contained always is.",
+        group="novelty",
+        ge=0,
+        le=1,
     )
 
     num_shards: int = setting(

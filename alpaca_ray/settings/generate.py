@@ -77,8 +77,16 @@ class GenerateSettings(TeacherSettings, FilterSettings):
     )
     decontaminate: list[str] | None = setting(
         None,
-        "Files of an evaluation set: an instruction too near to one of its prompts is dropped.",
+        "Evaluation files or hub ids (owner/name, owner/name:split, owner/name:config:split): an instruction that is "
+        "one of their prompts, contains it or is too near to it is dropped.",
         group="novelty",
+    )
+    decontaminate_threshold: float = setting(
+        0.7,
+        "Too near to an evaluation prompt is a ROUGE-L above this; a prompt that is the same or contained always is.",
+        group="novelty",
+        ge=0,
+        le=1,
     )
     num_cpus: int | None = setting(
         None, "Threads that compare instructions. By default one for each core.", group="novelty", ge=1
@@ -117,4 +125,7 @@ ASKING = (
     *ASKING_FILTERS,
 )
 # What is made of the answers.
-DECIDING = ("similarity_threshold", "similarity_stats", "tokenizer", *DECIDING_FILTERS)
+DECIDING = (
+    *("similarity_threshold", "similarity_stats", "tokenizer", "decontaminate_threshold"),
+    *DECIDING_FILTERS,
+)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 from pathlib import Path
@@ -11,8 +12,11 @@ import pytest
 import ray
 from ray.exceptions import RayActorError
 
+from alpaca_ray.dedup import output as dedup_output
+from alpaca_ray.dedup import run as dedup_run
 from alpaca_ray.dedup.actors import ActorShard, shard_maker
 from alpaca_ray.dedup.pipeline import dedup
+from alpaca_ray.dedup.stream import read_items
 from alpaca_ray.novelty.filter import NoveltyFilter
 from alpaca_ray.novelty.search import Stats
 from alpaca_ray.novelty.tokens import TokenLists
@@ -91,7 +95,10 @@ def test_shards_reserve_no_cpu(ray_cluster: None) -> None:
     novelty.close()
 
 
-def test_the_job_with_shards_writes_the_same_files(ray_cluster: None, tmp_path: Path) -> None:
+def test_the_job_with_shards_writes_the_same_files(
+    ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dedup_run, "_BATCH", 64)  # so that most records are compared with what the shards hold
     data = tmp_path / "d.jsonl"
     data.write_text("".join(json.dumps({"instruction": text, "output": "o"}) + "\n" for text in texts(300)))
     written = []
@@ -101,3 +108,32 @@ def test_the_job_with_shards_writes_the_same_files(ray_cluster: None, tmp_path: 
         written.append([(folder / name).read_bytes() for name in ("kept.jsonl", "rejected.jsonl")])
     assert written[0] == written[1]
     assert all(len(part) > 1000 for part in written[0])
+    # A dropped record whose nearest was kept in an earlier batch was found by a shard.
+    place = {text: number for number, text in reversed([*enumerate(texts(300))])}
+    rejected = [json.loads(line) for line in written[0][1].splitlines()]
+    assert sum(place[row["most_similar"]] // 64 < row["entry"] // 64 for row in rejected) > 20
+
+
+def test_a_stopped_job_with_shards_is_gone_on_with(
+    ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dedup_run, "_BATCH", 32)
+    monkeypatch.setattr(dedup_output, "_SECONDS_BETWEEN_NOTES", 0)
+    data = tmp_path / "d.jsonl"
+    data.write_text("".join(json.dumps({"instruction": text, "output": "o"}) + "\n" for text in texts(200)))
+
+    def stopped(sources: Any) -> Any:
+        yield from itertools.islice(read_items(sources), 130)
+        raise KeyboardInterrupt
+
+    def job(name: str, **flags: Any) -> list[bytes]:
+        given = {"data_path": [str(data)], "output_dir": str(tmp_path / name), "num_shards": 2, **flags}
+        folder = dedup(DedupSettings.resolve(given))
+        return [(folder / name).read_bytes() for name in ("kept.jsonl", "rejected.jsonl")]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(dedup_run, "read_items", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            job("out")
+    # The number of shards is no part of what a run is.
+    assert job("out", resume=True, num_shards=3) == job("whole", num_shards=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,17 @@ import pytest
 
 from alpaca_ray.errors import DataError
 from alpaca_ray.manifest import write_manifest
-from alpaca_ray.records import digest, json_pieces, read_records, with_ids, write_json, write_jsonl
+from alpaca_ray.records import (
+    digest,
+    first_user_message,
+    json_pieces,
+    json_text,
+    read_records,
+    read_seed_tasks,
+    with_ids,
+    write_json,
+    write_jsonl,
+)
 
 RECORDS = [
     {"instruction": "Name a colour.", "input": "", "output": "Blue.", "source": "theirs"},
@@ -54,6 +65,57 @@ def test_the_digest_depends_on_content_only() -> None:
     assert digest(RECORDS[0]) == digest({**RECORDS[0], "similarity": 0.2})
     assert digest(RECORDS[0]) == digest({"instruction": "Name a colour.", "output": "Blue."})
     assert digest(RECORDS[0]) != digest({**RECORDS[0], "output": "Red."})
+    first, second = {"role": "user", "content": "hi"}, {"content": "hi", "role": "user"}
+    assert digest({"messages": [first]}) == digest({"messages": [second]})
+
+
+def test_instances_of_seed_tasks(tmp_path: Path) -> None:
+    instances = [{"input": "", "output": "Blue."}, {"input": "a dark one", "output": "Black."}]
+    path = save(tmp_path / "s.jsonl", json.dumps({"id": "s", "instruction": "Name a colour.", "instances": instances}))
+    assert [(task["id"], task["input"], task["output"]) for task in read_records(path)] == [
+        ("s", "", "Blue."),
+        ("s-1", "a dark one", "Black."),
+    ]
+    assert [task["output"] for task in read_seed_tasks(path)] == ["Blue."]
+
+
+def test_values_of_parquet(tmp_path: Path) -> None:
+    assert digest({"instruction": "i", "output": datetime.date(2020, 1, 2)}) == digest(
+        {"instruction": "i", "output": "2020-01-02"}
+    )
+    with pytest.raises(DataError, match=r"x: record 3: cannot be written as JSON: a value of type bytes"):
+        digest({"instruction": "i", "output": b"x"}, "x: record 3")
+    chat = [{"role": "user", "content": "hi", "image": None}]
+    table = [{"messages": chat}, {"messages": [{**chat[0], "image": b"x"}]}]
+    pq.write_table(pa.Table.from_pylist(table), tmp_path / "c.parquet")
+    with pytest.raises(DataError, match=r"c\.parquet: record 1: cannot be written as JSON"):
+        read_records(str(tmp_path / "c.parquet"))
+    assert json_text({"d": datetime.date(2020, 1, 2), "t": datetime.datetime(2020, 1, 2, 3)}) == (
+        '{"d": "2020-01-02", "t": "2020-01-02T03:00:00"}'
+    )
+
+
+def test_halves_of_characters_can_be_read_back(tmp_path: Path) -> None:
+    records = [
+        {"instruction": "a \ud83d", "input": "\udfff\ud800\ue000", "output": "😀 \ud83d", "\udc00": {"x": "\ud83d"}}
+    ]
+    for text in (write_json(records), b"".join(json_pieces(records)).decode(), write_jsonl(records)):
+        path = tmp_path / "d.json"
+        path.write_bytes(text.encode())  # valid UTF-8
+        assert json.loads(path.read_text(encoding="utf-8")) in (records, records[0])
+    assert "😀" in text
+    assert json_text("\ud83d") == '"\\ud83d"'
+
+
+def test_the_first_user_message() -> None:
+    chat = [
+        {"role": "system", "content": "s"},
+        {"role": "user"},
+        {"role": "user", "content": "hi"},
+        {"role": "user", "content": "x"},
+    ]
+    assert first_user_message(chat) == "hi"
+    assert [first_user_message(other) for other in (None, [], "user", chat[:2], ["user"])] == [None] * 5
 
 
 def test_chat_records(tmp_path: Path) -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import io
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +16,9 @@ import pytest
 
 from alpaca_ray import rows
 from alpaca_ray.errors import DataError
+from alpaca_ray.hub_rows import HubRows, StreamBrokenError
 from alpaca_ray.manifest import write_manifest
-from alpaca_ray.rows import read_rows
+from alpaca_ray.rows import check_source, locate, read_rows
 
 ROWS: list[dict[str, Any]] = [
     {"instruction": 'Füge 中文 zusammen \u2028 "x" \\ \n end', "n": [1.5e-7, True, None, -0.25], "d": {"a": "]},{["}},
@@ -46,6 +51,11 @@ def test_lines(tmp_path: Path, chunk: int) -> None:
     for name in ("d.jsonl", "d.json", "d"):
         assert list(read_rows(save(tmp_path / name, text))) == ROWS
     assert list(read_rows(save(tmp_path / "e.jsonl", json.dumps(ROWS[0])))) == ROWS[:1]
+
+
+def test_numbers_that_a_chunk_cuts_in_two(tmp_path: Path, chunk: int) -> None:
+    numbers = [123456, -1.25e-7, 2, [34567], 89]
+    assert list(read_rows(save(tmp_path / "d.json", json.dumps(numbers)))) == numbers
 
 
 def test_empty_lists_and_files(tmp_path: Path) -> None:
@@ -123,6 +133,88 @@ def test_hub_datasets_are_streamed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets, "load_dataset", load)
     assert list(read_rows("someone/data")) == [{"instruction": "hi"}]
     assert asked == [("someone/data", True)]
+
+
+@pytest.mark.parametrize(
+    ("source", "evaluation", "loaded", "split"),
+    [
+        ("a/b", False, ("a/b",), "train"),
+        ("a/b", True, ("a/b",), "test"),
+        ("a/b:validation", False, ("a/b",), "validation"),
+        ("a/b:easy:validation", True, ("a/b", "easy"), "validation"),
+        ("a/odd", False, ("a/odd",), "extra"),
+        ("a/odd", True, ("a/odd",), "validation"),
+        ("a/odder", True, ("a/odder",), "first"),
+    ],
+)
+def test_splits_of_hub_datasets(
+    monkeypatch: pytest.MonkeyPatch, source: str, evaluation: bool, loaded: tuple[str, ...], split: str
+) -> None:
+    import datasets
+
+    there = {"a/b": ("test", "validation", "train"), "a/odd": ("extra", "validation"), "a/odder": ("first", "last")}
+    asked = []
+
+    def load(*given: str, streaming: bool) -> Any:
+        asked.append(given)
+        return {name: [{"split": name}] for name in there[given[0]]}
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    assert locate(source) == (source, True)
+    rows = HubRows(source, evaluation=evaluation)
+    assert (rows.split, list(rows), list(rows)) == (split, [{"split": split}], [{"split": split}])
+    assert asked == [loaded]
+    with pytest.raises(DataError, match=r"a/b:none: the dataset has no split 'none', but test, validation, train"):
+        HubRows("a/b:none")
+
+
+def test_a_hub_dataset_that_fails_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    def broken() -> Iterator[dict[str, str]]:
+        yield {"instruction": "a"}
+        yield {"instruction": "b"}
+        raise ConnectionError("reset by peer")
+
+    class Rows:
+        def __iter__(self) -> Iterator[dict[str, str]]:
+            return broken()
+
+    def load(name: str, *, streaming: bool) -> Any:
+        if name == "no/where":
+            raise FileNotFoundError("404")
+        return {"train": Rows()}
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    check_source("some/where")
+    with pytest.raises(StreamBrokenError, match="some/where: cannot be read on after 2 records: reset by peer"):
+        list(read_rows("some/where"))
+    with pytest.raises(DataError, match=r"no/where: no such file, and not readable as a hub dataset .*: 404"):
+        check_source("no/where")
+
+
+@pytest.mark.parametrize("name", ["d.json", "d.jsonl"])
+def test_what_goes_beyond_pythons_limits_names_the_line(tmp_path: Path, chunk: int, name: str) -> None:
+    before, after = ('[{"a": 1},\n', "]") if name == "d.json" else ('{"a": 1}\n', "")
+    deep = save(tmp_path / name, before + '{"a": ' + "[" * 100_000 + "]" * 100_000 + "}" + after)
+    with pytest.raises(DataError, match=rf"{name}, line 2: cannot be read: lists and objects .* nested too deeply"):
+        list(read_rows(deep))
+    long = save(tmp_path / name, before + '{"a": ' + "9" * 5000 + "}" + after)
+    with pytest.raises(DataError, match=rf"{name}, line 2: cannot be read: a number of more than 4300 digits"):
+        list(read_rows(long))
+
+
+def test_a_file_that_fails_in_the_middle_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Failing(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            if self.tell():
+                raise OSError(errno.EIO, "Input/output error")
+            return super().read(size)
+
+    monkeypatch.setattr(rows, "_CHUNK", 8)
+    monkeypatch.setattr(rows, "open_input", lambda name: contextlib.nullcontext(Failing(b'{"a": 1}\n{"a": 2}\n')))
+    with pytest.raises(StreamBrokenError, match=r"d\.jsonl: cannot be read on: Input/output error"):
+        list(read_rows(save(tmp_path / "d.jsonl", "")))
 
 
 def test_missing_files() -> None:

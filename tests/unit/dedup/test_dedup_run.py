@@ -3,91 +3,27 @@
 from __future__ import annotations
 
 import json
-import random
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from rouge_score import rouge_scorer
-from rouge_score import tokenize as rouge_tokenize
+from dedup_support import FILES, expected, lines, run, save, some_records
 
 import alpaca_ray
-from alpaca_ray.dedup.pipeline import dedup
+from alpaca_ray.dedup import run as dedup_run
 from alpaca_ray.errors import DataError, OutputError, UserError
+from alpaca_ray.novelty.search import Found, LocalSearcher
+from alpaca_ray.novelty.tokens import TokenLists
 from alpaca_ray.records import digest, read_records
-from alpaca_ray.settings.dedup import DedupSettings
 from alpaca_ray.storage import hold_output
 
-WORDS = [
-    "write",
-    "a",
-    "poem",
-    "about",
-    "the",
-    "sea",
-    "and",
-    "list",
-    "five",
-    "names",
-    "of",
-    "rivers",
-    "in",
-    "Peru",
-    "explain",
-    "why",
-    "it",
-    "is",
-    "so",
-]
-FILES = {"kept.jsonl", "rejected.jsonl", "metrics.json", "run.json"}
 
-
-def some_records(seed: int, count: int) -> list[dict[str, Any]]:
-    rng = random.Random(seed)
-    found: list[dict[str, Any]] = []
-    for number in range(count):
-        words = rng.choices(WORDS, k=rng.randint(3, 14))
-        if found and rng.random() < 0.4:
-            words = rng.choice(found)["instruction"].split()
-            words[rng.randrange(len(words))] = rng.choice(WORDS)
-        found.append({"instruction": " ".join(words), "input": "", "output": f"o{number}", "mine": {"n": number}})
-    return found
-
-
-def save(path: Path, records: list[dict[str, Any]]) -> str:
-    if path.suffix == ".parquet":
-        pq.write_table(pa.Table.from_pylist(records), path)
-    elif path.suffix == ".jsonl":
-        path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
-    else:
-        path.write_text(json.dumps(records, indent=1), encoding="utf-8")
-    return str(path)
-
-
-def lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
-
-
-def run(folder: Path, *sources: str, **given: Any) -> Path:
-    return dedup(DedupSettings.resolve({"data_path": list(sources), "output_dir": str(folder), "num_cpus": 1, **given}))
-
-
-def expected(records: list[dict[str, Any]], seeds: list[str]) -> list[tuple[bool, float, str | None]]:
-    """Whether each is kept, its highest score with what was kept before, and the first text that has it."""
-    kept = [(text, rouge_tokenize.tokenize(text, None)) for text in seeds]
-    result = []
-    for record in records:
-        tokens = rouge_tokenize.tokenize(record["instruction"], None)
-        scores = [(rouge_scorer._score_lcs(tokens, other).fmeasure, text) for text, other in kept]
-        best = max(scores, key=lambda pair: pair[0], default=(0.0, None))
-        result.append((not best[0] > 0.7, *best))
-        if result[-1][0]:
-            kept.append((record["instruction"], tokens))
-    return result
+@pytest.fixture(autouse=True)
+def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let most records meet a pool that is not empty, and not only those that come with them."""
+    monkeypatch.setattr(dedup_run, "_BATCH", 32)
 
 
 @pytest.mark.parametrize("suffix", [".json", ".jsonl", ".parquet"])
@@ -117,12 +53,22 @@ def test_kept_and_rejected_are_rouge_scores(tmp_path: Path, suffix: str) -> None
     assert [record["id"] for record in read_records(str(folder))] == [record["id"] for record in kept]
 
 
-def test_statistics_change_nothing_that_is_kept(tmp_path: Path) -> None:
+def test_statistics_change_nothing_that_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pools: list[int] = []
+    search = LocalSearcher.search
+
+    def counted(searcher: LocalSearcher, additions: TokenLists, queries: TokenLists) -> Found:
+        found = search(searcher, additions, queries)
+        pools.append(len(searcher.pool))
+        return found
+
+    monkeypatch.setattr(LocalSearcher, "search", counted)
     path = save(tmp_path / "d.jsonl", some_records(2, 120))
     kept = {}
     for stats in ("none", "top", "full"):
         folder = run(tmp_path / stats, path, similarity_stats=stats)
         kept[stats] = lines(folder / "kept.jsonl")
+    assert sum(pool > 10 for pool in pools) >= 9, "the pool itself must be searched, not only batches in themselves"
     assert [record["id"] for record in kept["none"]] == [record["id"] for record in kept["top"]]
     assert [record["id"] for record in kept["none"]] == [record["id"] for record in kept["full"]]
     assert "most_similar_instructions" not in kept["none"][-1]
@@ -168,6 +114,22 @@ def test_ids_and_chats_stay_as_they_are(tmp_path: Path) -> None:
     assert (row["id"], row["most_similar"], row["score"], row["output"]) == (7, "Name a river.", 1.0, "B")
 
 
+def test_ids_count_occurrences_over_all_files_and_seed_tasks_have_none(tmp_path: Path) -> None:
+    record = {"instruction": "Name a river.", "input": "", "output": "Nile"}
+    task = {"instruction": "List some names", "instances": [{"input": "", "output": "Ada"}]}
+    first, second = save(tmp_path / "a.json", [record, task]), save(tmp_path / "b.jsonl", [record, record])
+    folder = run(tmp_path / "out", first, second)
+    assert lines(folder / "kept.jsonl") == [{**record, "id": f"{digest(record)}-0"}, task]
+    assert [row["id"] for row in lines(folder / "rejected.jsonl")] == [f"{digest(record)}-{n}" for n in (1, 2)]
+
+
+def test_the_tokenizer_decides(tmp_path: Path) -> None:
+    rows = [{"instruction": text, "output": "x"} for text in ("写一首关于大海的诗。", "写一首关于大海的短诗")]
+    path = save(tmp_path / "d.json", rows)
+    assert len(lines(run(tmp_path / "rouge", path) / "kept.jsonl")) == 2
+    assert len(lines(run(tmp_path / "unicode", path, tokenizer="unicode") / "kept.jsonl")) == 1
+
+
 def test_contaminated_records_are_named_and_join_no_pool(tmp_path: Path) -> None:
     rows = [
         {"instruction": "What is the capital of Peru?", "output": "Lima"},
@@ -184,6 +146,39 @@ def test_contaminated_records_are_named_and_join_no_pool(tmp_path: Path) -> None
     assert [(row["entry"], row["reason"]) for row in rejected] == [(n, "contaminated") for n in range(3)]
     assert rejected[1]["most_similar"] == "Sort the numbers 5 3 8 1 9 2"
     assert [record["output"] for record in lines(folder / "kept.jsonl")] == ["Sajama"]
+
+
+def test_contamination_has_a_threshold_of_its_own(tmp_path: Path) -> None:
+    rows = [
+        {"instruction": "a b c d e f g h i j", "output": "1"},
+        {"instruction": "a b c d e f g x y z", "output": "2"},
+    ]
+    evaluation = tmp_path / "eval.jsonl"
+    evaluation.write_text('{"prompt": "a b c d e f g h i j"}\n')
+    path = save(tmp_path / "d.json", rows)
+    for number, (threshold, near, kept) in enumerate(
+        [(1.0, 1.0, ["2"]), (1.0, 0.7, ["2"]), (1.0, 0.69, []), (0.1, 1.0, ["2"])]
+    ):
+        folder = run(
+            tmp_path / str(number),
+            path,
+            decontaminate=[str(evaluation)],
+            threshold=threshold,
+            decontaminate_threshold=near,
+        )
+        assert [record["output"] for record in lines(folder / "kept.jsonl")] == kept
+
+
+def test_every_hub_source_is_opened_before_the_first_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    def load(name: str, *, streaming: bool) -> Any:
+        raise FileNotFoundError("404")
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    monkeypatch.setattr(dedup_run, "read_items", lambda sources: pytest.fail("read before all was checked"))
+    with pytest.raises(DataError, match="no/where: no such file, and not readable"):
+        run(tmp_path / "out", save(tmp_path / "d.json", some_records(1, 5)), "no/where")
 
 
 @pytest.mark.parametrize(
@@ -230,7 +225,14 @@ def test_another_stages_folder_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "given",
-    [{"threshold": 1.5}, {"threshold": -0.1}, {"num_shards": 0}, {"num_cpus": 0}, {"similarity_stats": "some"}],
+    [
+        {"threshold": 1.5},
+        {"threshold": -0.1},
+        {"decontaminate_threshold": 1.1},
+        {"num_shards": 0},
+        {"num_cpus": 0},
+        {"similarity_stats": "some"},
+    ],
 )
 def test_flags_out_of_range(tmp_path: Path, given: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=f"--{next(iter(given))}"):

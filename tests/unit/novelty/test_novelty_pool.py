@@ -173,9 +173,16 @@ def test_compiled_code_is_kept_by_the_sources_it_came_from(tmp_path: Path) -> No
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
 
+    def kept() -> set[str]:
+        return {path.name.split("_")[-1].split("-")[0] for path in (package / "novelty").glob("__pycache__/*.nb[ic]")}
+
     assert run() == "False"
+    before = kept()
+    assert len(before) == 1
     rouge = package / "novelty" / "rouge.py"
     changed = rouge.read_text().replace("return 2 * precision * recall / (precision + recall)", "return 0.1")
     assert changed != rouge.read_text()
     rouge.write_text(changed)
     assert run() == "True"
+    assert len(kept()) == 1, "machine code of sources that are gone stays for ever"
+    assert not kept() & before

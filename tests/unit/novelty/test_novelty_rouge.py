@@ -10,9 +10,10 @@ from novelty_support import Expected, plain_shards, reference, score, stream, st
 from rouge_score import rouge_scorer
 
 from alpaca_ray.errors import ClusterError
+from alpaca_ray.novelty import filter as filter_module
 from alpaca_ray.novelty.filter import Decision, NoveltyFilter
-from alpaca_ray.novelty.search import Stats
-from alpaca_ray.novelty.tokens import tokenize_unicode
+from alpaca_ray.novelty.search import Found, LocalSearcher, Stats
+from alpaca_ray.novelty.tokens import TokenLists, tokenize_unicode
 
 SHARDS = (1, 2, 5)
 
@@ -155,6 +156,25 @@ def test_a_shard_that_keeps_dying_ends_with_a_clear_error() -> None:
     seeds, candidates = stream(7)
     with pytest.raises(ClusterError, match="shard 1 of the novelty pool died 4 times in a row"):
         decide(seeds, candidates, shards=2, dies_at={2, 3, 4, 5})
+
+
+def test_full_statistics_take_bounded_memory_against_a_large_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds, candidates = stream(3, length=260, seeds=60)
+    whole = list(NoveltyFilter(seeds, workers=1).decide(candidates))
+    cells: list[int] = []
+    search = LocalSearcher.search
+
+    def counted(searcher: LocalSearcher, additions: TokenLists, queries: TokenLists) -> Found:
+        found = search(searcher, additions, queries)
+        assert found.rows is not None
+        cells.append(found.rows.size)
+        return found
+
+    monkeypatch.setattr(LocalSearcher, "search", counted)
+    monkeypatch.setattr(filter_module, "_CELLS", 4000)
+    assert list(NoveltyFilter(seeds, workers=1).decide(candidates)) == whole
+    assert max(cells) <= 32 * 260
+    assert any(0 < size <= 4000 for size in cells)
 
 
 def test_a_score_of_exactly_the_threshold_is_kept() -> None:
