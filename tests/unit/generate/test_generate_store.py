@@ -29,7 +29,7 @@ def test_rows_come_back_as_they_were_in_any_order(tmp_path: Path) -> None:
 def test_lines_are_the_file(tmp_path: Path) -> None:
     store = filled(tmp_path)
     store.append({"long": "x" * 3_000_000})
-    text = b"".join(store.lines()).decode("utf-8", "surrogatepass")
+    text = b"".join(store.lines()).decode()
     assert text.count("\n") == 6
     assert text.startswith('{"a": "é\u2028\\n\ud800", "n": 0')
     assert list(RowStore(tmp_path).lines()) == []
