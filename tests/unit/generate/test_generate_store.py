@@ -31,7 +31,7 @@ def test_lines_are_the_file(tmp_path: Path) -> None:
     store.append({"long": "x" * 3_000_000})
     text = b"".join(store.lines()).decode()
     assert text.count("\n") == 6
-    assert text.startswith('{"a": "é\u2028\\n\ud800", "n": 0')
+    assert text.startswith('{"a": "é\u2028\\n\\ud800", "n": 0')
     assert list(RowStore(tmp_path).lines()) == []
 
 
