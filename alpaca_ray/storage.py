@@ -223,17 +223,20 @@ def hold_output(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def hold_name(folder: Path, beside: Path) -> Iterator[None]:
+def hold_name(folder: Path, beside: Path, variable: str) -> Iterator[None]:
     """Hold an output folder that does not exist yet until the block ends, by a file below the folder ``beside``.
 
+    Args:
+        variable: of the environment, that names another place for ``beside``.
+
     Raises:
-        OutputError: another run holds it.
+        OutputError: another run holds it, or ``beside`` cannot be written.
     """
     locks = beside / "locks"
     try:
         locks.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"{locks}: cannot be written: {error.strerror}") from error
+        raise OutputError(f"{locks}: cannot be written: {error.strerror}; {variable} names another place") from error
     with _locked(locks / hashlib.sha256(os.fsencode(folder)).hexdigest()[:16], folder):
         yield
 

@@ -83,6 +83,7 @@ class Admission:
     Attributes:
         notes: what a person should hear of, such as a pause; whoever says it clears the list.
         exhausted: the budget's flag that ended the run, once it has.
+        lead: seconds from a grant to the earliest moment at which its request can leave.
     """
 
     def __init__(
@@ -98,6 +99,7 @@ class Admission:
         self.notes: list[str] = []
         self.exhausted: str | None = None
         self.limit = 0
+        self.lead = 0.0
         self._max_in_flight = max_in_flight
         self._clock = clock
         self._wants: list[tuple[int, int, str, Want]] = []
@@ -212,7 +214,7 @@ class Admission:
             else:
                 ready.append(index)
         for index in sorted(ready, key=lambda index: -(self.endpoints[index].credit + self.endpoints[index].weight)):
-            at, wait = self.endpoints[index].pacer.reserve(worst.total)
+            at, wait = self.endpoints[index].pacer.reserve(worst.total, self.lead)
             if at is None:
                 soonest = min(soonest, wait)
                 ready.remove(index)

@@ -6,25 +6,28 @@ other files are replaced whole. Nothing on this machine is needed to go on.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
-import tempfile
-from collections.abc import Iterator
+import uuid
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import psutil
+from filelock import FileLock, Timeout
 
-from alpaca_ray.errors import AlpacaRayError
+from alpaca_ray.errors import AlpacaRayError, OutputError
 from alpaca_ray.generate import journal, sent
 from alpaca_ray.generate.lease import FILE_NAME as LEASE
 from alpaca_ray.generate.lease import Lease
 from alpaca_ray.generate.segments import Segments, reaching
-from alpaca_ray.models import cache_folder
+from alpaca_ray.models import CACHE_ENV, cache_folder
 
 GROWING = (journal.FILE_NAME, sent.FILE_NAME)
 _COPIES = "outputs"
+_PATTERNS = frozenset("*?[]{}")  # what fsspec would expand to other runs' objects
+_STORAGE_VARIABLES = ("AWS_", "AZURE_", "GOOGLE_", "GCS_", "FSSPEC_", "S3_")
 
 
 class Bucket:
@@ -35,30 +38,38 @@ class Bucket:
         self.uri = uri.rstrip("/")
         self.folder = folder
         self._whole = whole
-        self._seen: frozenset[tuple[str, str]] = frozenset()
-        self._lease: Lease | None = None
 
-    def __reduce__(self) -> tuple[Any, ...]:  # to the process that writes the journal goes the address alone
-        return Bucket, (self.uri, self.folder, self._whole)
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The process that writes the journal was started by the cluster, and has the cluster's environment.
+        environ = {name: value for name, value in os.environ.items() if name.startswith(_STORAGE_VARIABLES)}
+        return _elsewhere, (self.uri, self.folder, self._whole, environ)
 
     def fetch(self) -> None:
         """Copy what is there.
 
         Raises:
-            OutputError: the bucket cannot be reached.
+            OutputError: the bucket cannot be reached, or the copy has no room.
             DataError: a part of the journal is missing.
         """
         filesystem, root = self._reach()
-        self._seen = self._look()
-        for name in GROWING:
-            segments = self.segments(name)
-            if segments:
-                with (self.folder / name).open("wb") as file:
-                    file.writelines(segments.read())
-        with reaching(f"--output_dir {self.uri}", "cannot be read", ""):
-            for name in self._whole:
-                if filesystem.exists(f"{root}/{name}"):
-                    filesystem.get_file(f"{root}/{name}", str(self.folder / name))
+        try:
+            for name in GROWING:
+                segments = self.segments(name)
+                if segments:
+                    with (self.folder / name).open("wb") as file:
+                        file.writelines(segments.read())
+            with reaching(f"--output_dir {self.uri}", "cannot be read", ""):
+                for name in self._whole:
+                    if filesystem.exists(f"{root}/{name}"):
+                        filesystem.get_file(f"{root}/{name}", str(self.folder / name))
+        except (OutputError, OSError) as error:
+            cause = error.__cause__ if isinstance(error, OutputError) else error
+            if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+                raise OutputError(
+                    f"{self.folder.parent}: no room for a copy of {self.uri} ({cause.strerror}): {CACHE_ENV} names "
+                    "another place"
+                ) from error
+            raise
 
     def segments(self, name: str) -> Segments:
         """Return the segments of a file that grows."""
@@ -72,45 +83,31 @@ class Bucket:
             filesystem.put_file(str(self.folder / name), f"{root}/{name}")
 
     def remove(self, *names: str) -> None:
-        """Remove files, those that grow with all their segments; what is not there is none to remove."""
+        """Remove files, and folders with all that is in them; what is not there is none to remove."""
         filesystem, root = self._reach()
         with reaching(self.uri):
             for name in names:
-                if filesystem.exists(f"{root}/{name}"):
-                    filesystem.rm(f"{root}/{name}", recursive=True)
+                for path in filesystem.find(f"{root}/{name}"):
+                    filesystem.rm_file(path)
 
-    def hold(self) -> None:
-        """Mark it as in use.
-
-        Raises:
-            OutputError: another run is at work in it.
-        """
+    def move(self, name: str, to: str) -> None:
+        """Move a file, or a folder with all that is in it."""
         filesystem, root = self._reach()
-        self._lease = Lease(filesystem, f"{root}/{LEASE}", self.uri)
-        self._lease.take()
+        with reaching(self.uri):
+            for path in filesystem.find(f"{root}/{name}"):
+                filesystem.cp_file(path, f"{root}/{to}{path.removeprefix(f'{root}/{name}')}")
+        self.remove(name)
 
-    def release(self) -> None:
-        """Take the mark away."""
-        if self._lease is not None:
-            self._lease.give_back()
-            self._lease = None
-
-    @property
-    def changed(self) -> bool:
-        """Whether another run has written in it since it was copied."""
-        return self._look() != self._seen
-
-    def _look(self) -> frozenset[tuple[str, str]]:
-        """Return path and version of each object of ours."""
+    def holds(self, name: str) -> bool:
+        """Whether there is such a file, or something in such a folder."""
         filesystem, root = self._reach()
-        with reaching(f"--output_dir {self.uri}", "cannot be read", ""):
-            found = filesystem.find(root, detail=True)
-        below = {path[len(root) + 1 :]: info for path, info in found.items()}
-        return frozenset(
-            (name, str(info.get("ETag") or (info.get("size"), info.get("mtime"))))
-            for name, info in below.items()
-            if name.split("/")[0] in (*GROWING, *self._whole)
-        )
+        with reaching(self.uri, "cannot be read", ""):
+            return bool(filesystem.find(f"{root}/{name}"))
+
+    def lease(self) -> Lease:
+        """Return the mark that says who is at work here."""
+        filesystem, root = self._reach()
+        return Lease(filesystem, f"{root}/{LEASE}", self.uri)
 
     def _reach(self) -> tuple[Any, str]:
         import fsspec
@@ -120,6 +117,11 @@ class Bucket:
         return filesystem, root.rstrip("/")
 
 
+def _elsewhere(uri: str, folder: Path, whole: tuple[str, ...], environ: Mapping[str, str]) -> Bucket:
+    os.environ.update(environ)
+    return Bucket(uri, folder, whole)
+
+
 def mirror_of(bucket: Bucket | None, name: str) -> Segments | None:
     """Return the segments of a file that grows; None where the folder is no copy of a bucket."""
     return None if bucket is None else bucket.segments(name)
@@ -127,33 +129,58 @@ def mirror_of(bucket: Bucket | None, name: str) -> Segments | None:
 
 @contextmanager
 def copy_of(uri: str, whole: tuple[str, ...]) -> Iterator[Bucket]:
-    """Yield a bucket's folder with a copy on this machine, which goes at the end.
+    """Hold a bucket's folder, and yield it with a copy on this machine, which goes at the end.
 
     Errors name the bucket where they would have named the copy.
 
     Raises:
-        OutputError: the bucket cannot be reached.
+        OutputError: the bucket cannot be reached, or another run is at work in it.
     """
+    if _PATTERNS & set(uri):
+        raise OutputError(f"--output_dir {uri}: must not hold any of {' '.join(sorted(_PATTERNS))}: take another name")
     copies = cache_folder() / _COPIES
-    copies.mkdir(parents=True, exist_ok=True)
-    _clear(copies)
-    # The number of the process tells the next run whether it may be cleared away.
-    folder = Path(tempfile.mkdtemp(dir=copies, prefix=f"{os.getpid()}-"))
-    bucket = Bucket(uri, folder, whole)
+    try:
+        copies.mkdir(parents=True, exist_ok=True)
+        _clear(copies)
+        folder = copies / uuid.uuid4().hex
+        with FileLock(_lock_of(folder)):  # tells the next run that this copy is somebody's
+            folder.mkdir()
+            try:
+                yield from _held(Bucket(uri, folder, whole))
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+                _lock_of(folder).unlink(missing_ok=True)
+    except OSError as error:
+        if error.filename is None or not Path(str(error.filename)).is_relative_to(copies):
+            raise
+        raise OutputError(f"{copies}: cannot be written: {error.strerror}; {CACHE_ENV} names another place") from error
+
+
+def _held(bucket: Bucket) -> Iterator[Bucket]:
+    lease = bucket.lease()
+    lease.take()
     try:
         bucket.fetch()
         yield bucket
     except AlpacaRayError as error:
-        error.args = tuple(one.replace(str(folder), bucket.uri) if isinstance(one, str) else one for one in error.args)
+        error.args = tuple(
+            one.replace(str(bucket.folder), bucket.uri) if isinstance(one, str) else one for one in error.args
+        )
         raise
     finally:
-        bucket.release()
-        shutil.rmtree(folder, ignore_errors=True)
+        lease.give_back()
+
+
+def _lock_of(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.lock")
 
 
 def _clear(copies: Path) -> None:
     """Remove copies that killed runs have left."""
-    for left in copies.iterdir():
-        number = left.name.split("-")[0]
-        if number.isdigit() and not psutil.pid_exists(int(number)):
-            shutil.rmtree(left, ignore_errors=True)
+    for held in copies.glob("*.lock"):
+        try:
+            with FileLock(held, timeout=0):
+                shutil.rmtree(held.with_suffix(""), ignore_errors=True)
+                held.unlink(missing_ok=True)
+        except Timeout:
+            continue  # of a run at work

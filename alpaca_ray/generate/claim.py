@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
@@ -10,21 +11,30 @@ from alpaca_ray.errors import OutputError
 from alpaca_ray.generate.bucket import Bucket
 from alpaca_ray.generate.folder import OURS, FolderState, fingerprint
 from alpaca_ray.manifest import FILE_NAME as MANIFEST
-from alpaca_ray.models import cache_folder
-from alpaca_ray.storage import claim_output, hold_name, hold_output, location
+from alpaca_ray.models import CACHE_ENV, cache_folder
+from alpaca_ray.storage import hold_name, hold_output, location, make_folder, used_by
+
+REPLACED = ".replaced"
 
 
 class Claim:
     """Holds a folder from the moment the block is entered, whether it exists yet or not."""
 
     def __init__(self, folder: Path, state: FolderState, *, overwrite: bool, bucket: Bucket | None = None) -> None:
-        """``state``: what the run found in the folder and goes on from; ``bucket``: what it is a copy of."""
+        """Make one that holds nothing yet.
+
+        Args:
+            state: what the run found in the folder and goes on from.
+            overwrite: what is there gives way, as soon as the run has an answer.
+            bucket: what the folder is a copy of; it is held already.
+        """
         self.folder = folder
         self.bucket = bucket
         self._state = state
         self._overwrite = overwrite
         self._held = ExitStack()
         self._by_name = False
+        self._settled = False
         self._made: list[Path] = []  # by this run, outermost first
 
     def __enter__(self) -> Self:
@@ -34,15 +44,10 @@ class Claim:
             OutputError: another run is at work in it, or was since this one looked.
         """
         with ExitStack() as stack:
-            if self.bucket is not None:
-                self.bucket.hold()
-                stack.callback(self.bucket.release)
-                if self.bucket.changed:
-                    raise self._changed()
-            elif self.folder.is_dir():
+            if self.folder.is_dir():
                 self._hold(stack)
             else:
-                stack.enter_context(hold_name(self.folder, cache_folder()))
+                stack.enter_context(hold_name(self.folder, cache_folder(), CACHE_ENV))
                 self._by_name = True
             self._held = stack.pop_all()
         return self
@@ -52,7 +57,7 @@ class Claim:
         self._held.close()
 
     def open(self) -> None:
-        """Make the folder fit for the run's files: nothing of an earlier run in it where it is to be overwritten.
+        """Make the folder fit for the run's files: what is to be overwritten is put aside.
 
         Raises:
             OutputError: it cannot be written, another run is at work in it, or was since this one looked.
@@ -65,19 +70,37 @@ class Claim:
                 raise OutputError(f"--output_dir {self.folder}: cannot be written: {error.strerror}") from error
             self._hold(self._held)
             self._by_name = False
-        claim_output(self.folder, OURS, resume=not self._overwrite, overwrite=self._overwrite)
-        (self.folder / MANIFEST).unlink(missing_ok=True)  # it marks a complete folder, which this is no longer
+        make_folder(self.folder)
+        if self._overwrite:
+            self._put_aside()
+        # It marks a complete folder, which this is no longer.
+        (self.folder / MANIFEST).unlink(missing_ok=True)
         if self.bucket is not None:
-            self.bucket.remove(*(OURS if self._overwrite else [MANIFEST]))
+            self.bucket.remove(MANIFEST)
+
+    def settle(self) -> None:
+        """Delete what was put aside: the run has something in its place."""
+        if self._settled:
+            return
+        self._settled = True
+        shutil.rmtree(self.folder / REPLACED, ignore_errors=True)
+        if self.bucket is not None:
+            self.bucket.remove(REPLACED)
 
     def undo(self) -> None:
-        """Take away what a run that got no answer has put there: the folder is as if it had never been asked for."""
+        """Take away what a run that got no answer has put there, and put back what was there before."""
         before = () if self._overwrite else {name for name, *_ in self._state.files}
         new = [name for name in OURS if name not in before]
         for name in new:
             (self.folder / name).unlink(missing_ok=True)
         if self.bucket is not None:
             self.bucket.remove(*new)
+        aside = self.folder / REPLACED
+        for path in aside.iterdir() if aside.is_dir() else ():
+            path.replace(self.folder / path.name)
+            if self.bucket is not None:
+                self.bucket.move(f"{REPLACED}/{path.name}", path.name)
+        self.settle()
         self._held.close()  # the lock's file is in the folder
         for folder in reversed(self._made):
             if any(folder.iterdir()):
@@ -94,13 +117,28 @@ class Claim:
         """Return where a file lies, for people."""
         return location(self.folder / name) if self.bucket is None else f"{self.bucket.uri}/{name}"
 
+    def _put_aside(self) -> None:
+        aside = self.folder / REPLACED
+        if aside.exists():  # of a run that was killed before it had an answer: what that one replaced is what counts
+            for path in used_by(self.folder, OURS):
+                path.unlink()
+        else:
+            aside.mkdir()
+            for path in used_by(self.folder, OURS):
+                path.replace(aside / path.name)
+        if self.bucket is None:
+            return
+        kept = self.bucket.holds(REPLACED)
+        for name in OURS:
+            if kept:
+                self.bucket.remove(name)
+            elif self.bucket.holds(name):
+                self.bucket.move(name, f"{REPLACED}/{name}")
+
     def _hold(self, stack: ExitStack) -> None:
         stack.enter_context(hold_output(self.folder))
         if fingerprint(self.folder) != self._state.files:
-            raise self._changed()
-
-    def _changed(self) -> OutputError:
-        return OutputError(
-            f"--output_dir {self.folder}: another run has written in it meanwhile: give --resume to go on from there, "
-            "or another folder"
-        )
+            raise OutputError(
+                f"--output_dir {self.folder}: another run has written in it meanwhile: give --resume to go on from "
+                "there, or another folder"
+            )

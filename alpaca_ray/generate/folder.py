@@ -72,6 +72,12 @@ def inspect(folder: Path, *, resume: bool, overwrite: bool, replay: bool = False
     check_output(folder, OURS, resume=resume or replay or take_up, overwrite=overwrite)
     if overwrite or not used:
         return FolderState(files=files)
+    for name in (journal.FILE_NAME, sent.FILE_NAME):
+        if (folder / name).is_dir():
+            raise OutputError(
+                f"{folder / name}: is a folder of parts, as a run in a bucket has it: put them together in the "
+                "order of their names into one file of that name to go on from it"
+            )
     contents = journal.read_journal(folder / journal.FILE_NAME)
     header = contents.header
     if header is None and replay:

@@ -24,6 +24,8 @@ from alpaca_ray.generate.sent import FILE_NAME as SENT_FILE
 from alpaca_ray.generate.sent import SentLog
 from alpaca_ray.generate.terms import Answer, Delivery, StopKind, Terms
 
+_LONGEST_LEAD = 5.0
+
 
 class Ledger:
     """Journal writer and gate. All methods run on one event loop."""
@@ -50,7 +52,9 @@ class Ledger:
         self._granted: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
         self._allowed = asyncio.Event()
         self._writing = asyncio.Lock()
-        self._announcing = asyncio.Lock()
+        self._flushing = asyncio.Lock()
+        self._unannounced: list[tuple[str, Grant, Tokens]] = []
+        self._announcing = False
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._told_exhausted = False
@@ -64,10 +68,10 @@ class Ledger:
             bucket: what ``folder`` is a copy of.
         """
         self._sent.open(folder / SENT_FILE, mirror_of(bucket, SENT_FILE))
+        await self._flush_sent()  # the first that another run would meet
         self._journal = Journal(folder / FILE_NAME, mirror_of(bucket, FILE_NAME))
         if header is not None:
             self._journal.write_header(header)
-        await self._flush_sent()
         await self._write()
 
     async def allow(self, limit: int, briefs: Mapping[int, list[dict[str, Any]]] | None = None) -> None:
@@ -236,8 +240,11 @@ class Ledger:
         except OutputError as error:
             self._later(self.fail(error))
             return
-        if granted and self._sent.mirrored:
-            self._later(self._announce(granted))
+        if self._sent.mirrored:
+            self._unannounced += granted
+            if self._unannounced and not self._announcing:
+                self._announcing = True
+                self._later(self._announce())
         else:
             self._hand_out(granted)
         if self._admission.notes or self._admission.exhausted:
@@ -250,17 +257,29 @@ class Ledger:
             self._outbox[client].append(grant)
             self._granted[client].set()
 
-    async def _announce(self, granted: Sequence[tuple[str, Grant, Tokens]]) -> None:
-        """Hand out what may be sent once it is known where the output lies that it is."""
+    async def _announce(self) -> None:
+        """Hand out what may be sent once it is noted where the output lies; what comes meanwhile goes together."""
         try:
-            await self._flush_sent()
+            while self._unannounced:
+                granted, self._unannounced = self._unannounced, []
+                before = time.monotonic()
+                await self._flush_sent()
+                took = time.monotonic() - before
+                # Places under a rate limit are taken so far ahead that they are not over when the note has arrived.
+                self._admission.lead = min(_LONGEST_LEAD, max(0.9 * self._admission.lead, 1.5 * took))
+                if self._stopping is None:
+                    self._hand_out(granted)
+                else:  # nobody listens any more
+                    for client, grant, _ in granted:
+                        self._admission.failed(client, Failure(grant.request_id, "not_sent"))
+                    self._sent.freed([grant.request_id for _, grant, _ in granted])
         except OutputError as error:
             await self.fail(error)
-            return
-        self._hand_out(granted)
+        finally:
+            self._announcing = False
 
     async def _flush_sent(self) -> None:
-        async with self._announcing:
+        async with self._flushing:
             if self._sent.mirrored:
                 await asyncio.get_running_loop().run_in_executor(None, self._sent.flush)
 

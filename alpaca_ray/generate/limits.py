@@ -26,6 +26,7 @@ from alpaca_ray.errors import OutputError
 # arrive, a window of a minute then stays below the limit.
 _MARGIN = 0.015
 _HORIZON = 0.5  # seconds ahead that requests are scheduled
+_AHEAD = 8  # seconds ahead that a place may have been taken
 _WINDOW = 60
 _WEIGHT = 0.05  # of the newest request in the mean of what requests take
 _LONGEST_WAIT = 3600.0  # a state that is further ahead comes from a clock that has been set back
@@ -91,8 +92,11 @@ class Pacer:
             with self._state(clock()):  # finds a folder that cannot be written before anything is sent
                 pass
 
-    def reserve(self, tokens: int) -> tuple[float | None, float]:
+    def reserve(self, tokens: int, lead: float = 0.0) -> tuple[float | None, float]:
         """Reserve a place for one request and the tokens that it may take at most.
+
+        Args:
+            lead: seconds before which the request cannot leave.
 
         Returns:
             When it may go, in seconds since the epoch (0 without a limit: at once), and 0; or None where there is no
@@ -102,9 +106,9 @@ class Pacer:
             return 0.0, 0.0
         now = self._clock()
         with self._state(now) as state:
-            at = max(now, state.requests, state.tokens)
-            if at > now + _HORIZON:
-                return None, at - now - _HORIZON
+            at = max(now + lead, state.requests, state.tokens)
+            if at > now + lead + _HORIZON:
+                return None, at - now - lead - _HORIZON
             if self._rates.tokens_per_minute is not None:
                 wait = self._until_room(state, tokens, at)
                 if wait:
@@ -180,5 +184,7 @@ def _current(state: _State, now: float) -> _State:
     """Leave out what is older than the window, and what only a clock that was set back can have written."""
     state.requests = min(state.requests, now + _LONGEST_WAIT)
     state.tokens = min(state.tokens, now + _LONGEST_WAIT)
-    state.used = {second: used for second, used in state.used.items() if now - _WINDOW - 1 < int(second) <= now + 2}
+    state.used = {
+        second: used for second, used in state.used.items() if now - _WINDOW - 1 < int(second) <= now + _AHEAD
+    }
     return state

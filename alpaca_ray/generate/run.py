@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,7 +84,7 @@ class Plan:
             rejected=RowStore(folder),
             target=self.settings.num_instructions_to_generate,
             reader=AnswerReader(self.settings, first_number=self.prompts.first_number),
-            novelty=self._novelty([str(task["instruction"]) for task in (*self.seeds, *state.initial)]),
+            novelty=self._novelty([str(task["instruction"]) for task in itertools.chain(self.seeds, state.initial)]),
             decontaminator=self.decontaminator,
         )
         for outcome in state.outcomes.in_order():

@@ -9,6 +9,7 @@ last moments. In a bucket it loses nothing: there a request waits until its line
 from __future__ import annotations
 
 import json
+import uuid
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
@@ -52,7 +53,7 @@ class SentLog:
             raise OutputError(f"{path}: cannot be written: {error.strerror}; go on with --resume") from error
         self._path = path
         waiting, self._waiting = self._waiting, []
-        self._write([{"session": 1}, *waiting])
+        self._write([{"session": uuid.uuid4().hex}, *waiting])  # no other run writes the same
 
     def sent(self, attempts: Iterable[Attempt]) -> None:
         """Note attempts that are about to be sent, each with the tokens that it can take at most."""

@@ -12,7 +12,7 @@ from ray.exceptions import RayActorError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from alpaca_ray.console import say
-from alpaca_ray.errors import ClusterError, GenerationError, find_cause
+from alpaca_ray.errors import ClusterError, GenerationError, TeacherError, find_cause
 from alpaca_ray.generate.account import Pace, Progress, Status, Tally
 from alpaca_ray.generate.briefs import Briefs
 from alpaca_ray.generate.bucket import mirror_of
@@ -27,6 +27,8 @@ from alpaca_ray.generate.process import Processor
 from alpaca_ray.generate.result import Result
 from alpaca_ray.generate.rounds import Rounds
 from alpaca_ray.generate.run import Plan
+from alpaca_ray.generate.sent import FILE_NAME as SENT
+from alpaca_ray.generate.sent import read_lost
 from alpaca_ray.generate.signals import interrupts_later
 from alpaca_ray.generate.teacher import Teacher
 from alpaca_ray.generate.terms import Delivery, StopKind, Terms
@@ -88,27 +90,29 @@ class Session:
 
     def go(self) -> None:
         """Run to the end, and write the results and ``run.json``."""
-        failed = False
+        failure: BaseException | None = None
         try:
             if not (self.processor.done or self.settings.replay):
                 self.terms.admission()  # finds here, and not in another process, what it cannot write
                 self.ledger = _start_ledger(
                     self.terms, self.recorded, ledger_calls(self.settings.max_in_flight, self.clients)
                 )
-                if self.terms.limits.any:  # a budget must know of requests that a kill cuts off, from the first one on
+                # A budget must know of requests that a kill cuts off, from the first one on; and a bucket is worth
+                # trying before anything is paid for.
+                if self.terms.limits.any or self.claim.bucket is not None:
                     self._open()
                 self._ask()
             if not self.opened:
                 self._open()
-        except BaseException:
-            failed = True
+        except BaseException as error:
+            failure = error
             raise
         finally:
             if self.ledger is not None:
                 self._settle()
                 ray.kill(self.ledger)
             self.progress.flush()
-            if self.opened and failed and self._nothing_came():
+            if self.opened and failure is not None and self._nothing_came(failure):
                 self.claim.undo()
             elif self.opened:
                 self._write()
@@ -123,7 +127,7 @@ class Session:
             placement=client_placement(self.teachers),
             border=self.briefs.period,
         )
-        arguments = {
+        arguments: dict[str, Any] = {
             "ledger": self.ledger,
             "prompts": self.plan.prompts,
             "teachers": list(self.teachers),
@@ -132,11 +136,11 @@ class Session:
             # A teacher that is started here is as slow as this machine: to give up and ask again would never end.
             "timeout": None if self.local else self.settings.request_timeout,
             "max_retries": self.settings.max_retries,
-            "answered": self.tally.requests > self.tally.failed,
         }
         try:
             while not (self.processor.done or self.exhausted):
                 needed = self.pace.needed(self.processor.missing)
+                arguments["answered"] = self.tally.requests > self.tally.failed
                 self.rounds.extend(arguments, needed=needed, answers=self.seen, highest=self.highest)
                 self._allow()
                 delivery = self._take(_TAKE_SECONDS)
@@ -185,9 +189,13 @@ class Session:
         self._check_progress(delivery)
         return delivery
 
-    def _nothing_came(self) -> bool:
+    def _nothing_came(self, failure: BaseException) -> bool:
         """Whether neither this session nor an earlier one had an answer, or anything to pay for."""
-        return self.state.header is None and not self.tally.requests and not (self.spent + self.reserved).total
+        if self.state.header is not None or self.tally.requests:
+            return False
+        # The only endpoint refuses the key or the model: what else is under way there is refused as well.
+        refused = isinstance(find_cause(failure), TeacherError) and len(self.teachers) == 1
+        return refused or not read_lost(self.claim.folder / SENT, ()).total
 
     def _check_progress(self, delivery: Delivery) -> None:
         """Stop a run that gets nowhere."""
@@ -269,6 +277,8 @@ class Session:
     def _write(self) -> None:
         before = time.monotonic()
         self.result.write(self._metrics())
+        if self.tally.requests:
+            self.claim.settle()
         self.written_at = time.monotonic()
         self.writing = self.written_at - before
 

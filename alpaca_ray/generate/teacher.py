@@ -169,8 +169,12 @@ def probe(teacher: Teacher, environ: Mapping[str, str]) -> Teacher:
             models = [model.id for model in client.models.list()]
         except openai.APIConnectionError as error:
             raise TeacherError(f"the teacher at {teacher.base_url} cannot be reached: {reason(error)}") from error
-        except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
+        except openai.AuthenticationError as error:
             raise fatal(teacher, error) from error
+        except openai.PermissionDeniedError as error:  # a key may be allowed to ask a model, and not to list them
+            if not teacher.model:
+                raise fatal(teacher, error) from error
+            models = []
         except (openai.APIError, ValueError, TypeError, AttributeError):
             models = []  # no list, or none in OpenAI's form: the first request will tell
     if teacher.model:

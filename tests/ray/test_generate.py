@@ -286,6 +286,15 @@ def test_a_wrong_model_is_told_in_the_servers_words(teacher: StandInServer, tmp_
     with pytest.raises(TeacherError, match=rf"{teacher.url} refuses with status 404: The model 'other' does not exist"):
         run(tmp_path / "out", teacher, model_name="other")
     assert not (tmp_path / "out").exists()
+    # With a budget, what is sent is noted in the folder before anything has come back.
+    with pytest.raises(TeacherError, match="The model 'other' does not exist"):
+        run(tmp_path / "deep" / "out", teacher, model_name="other", max_tokens_total=10_000_000)
+    assert not (tmp_path / "deep").exists()
+    run(tmp_path / "out", teacher, num_instructions_to_generate=5)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    with pytest.raises(TeacherError, match="The model 'other' does not exist"):
+        run(tmp_path / "out", teacher, model_name="other", max_tokens_total=10_000_000, overwrite=True)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
 
 
 def test_bad_input_touches_no_folder(teacher: StandInServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,12 +13,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from test_generate import CLASSIC, assert_equal_entries, names, read_json, read_lines, reference
 
 import alpaca_ray
 from alpaca_ray.generate.pipeline import generate
 from alpaca_ray.generate.run import make_plan
+from alpaca_ray.generate.sent import read_lost
 from alpaca_ray.settings.base import field_names
 from alpaca_ray.settings.generate import GenerateSettings
 from alpaca_ray.testing.teacher import StandIn, StandInServer, standin
@@ -126,3 +128,26 @@ def test_a_run_that_is_interrupted_writes_what_it_has_and_goes_on(ray_cluster: N
         assert read_json(folder / "metrics.json")["requests"] == len(rows)
         resume(folder, server, [row["request_id"] for row in rows])
         assert read_json(folder / "regen.json")[: len(before)] == before
+
+
+def test_a_run_whose_ledger_dies_before_an_answer_keeps_what_it_sent(ray_cluster: None, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    with standin(StandIn.resolve({"latency": 5.0})) as server:
+        settings = {**given(folder, server), "max_tokens_total": 10_000_000}
+        flags = [text for name, value in settings.items() for text in (f"--{name}", str(value))]
+        child = subprocess.Popen([sys.executable, str(JOB), *flags], stderr=subprocess.PIPE, text=True)
+        try:
+            sent = folder / "sent.jsonl"
+            while not sent.exists() or '"sent"' not in sent.read_text():
+                assert child.poll() is None
+                time.sleep(0.01)
+            family = psutil.Process(child.pid).children(recursive=True)
+            (ledger,) = [process for process in family if process.cmdline()[0].startswith("ray::Ledger")]
+            ledger.kill()
+            _, errors = child.communicate(timeout=60)
+        finally:
+            child.kill()
+    assert child.returncode == 1
+    assert "error: the process that writes the journal has died: go on with --resume" in errors
+    assert "Traceback" not in errors
+    assert read_lost(folder / "sent.jsonl", ()).total > 0

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
-import socket
+import pickle
 import threading
 import uuid
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from typing import Any
 
 import fsspec
 import pytest
+from filelock import FileLock
 
 from alpaca_ray.errors import DataError, OutputError
 from alpaca_ray.generate import lease, segments
@@ -108,6 +110,51 @@ def test_a_torn_object_loses_its_last_line_alone(store: tuple[Any, str]) -> None
     assert b"".join(opened(store).read()) == b"a\nb\n"
 
 
+def test_pieces_that_are_all_there_win_over_what_was_made_of_them(store: tuple[Any, str]) -> None:
+    for name, data in (("0000000000", b"a\n"), ("0000000001", b"b\n"), ("0000000000-0000000001", b'a\n{"to')):
+        store[0].pipe_file(f"{store[1]}/j/{name}", data)
+    assert b"".join(opened(store).read()) == b"a\nb\n"
+
+
+def test_large_objects_are_read_one_at_a_time(store: tuple[Any, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(segments, "_MERGE", 4)
+    writer = opened(store)
+    for line in lines(range(14)):
+        writer.append(line)
+    asked: list[int] = []
+    fetch = Segments._fetch
+
+    def counted(self: Segments, parts: Any) -> list[bytes]:
+        asked.append(len(parts))
+        return fetch(self, parts)
+
+    monkeypatch.setattr(Segments, "_fetch", counted)
+    assert b"".join(opened(store).read()) == b"".join(lines(range(14)))
+    assert [count for count in asked if count] == [1, 1, 1, 2]
+
+
+def test_a_journal_that_is_one_object_is_named(store: tuple[Any, str]) -> None:
+    store[0].pipe_file(f"{store[1]}/j", b"a\n")
+    with pytest.raises(DataError, match=r"is one object, as a run in a folder has it: move it to .*/0000000000"):
+        opened(store)
+
+
+def test_a_store_that_answers_a_taken_name_in_other_words(
+    store: tuple[Any, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = opened(store)
+    writer.append(b"a\n")
+    late = opened(store)
+    writer.append(b"b\n")
+
+    def refused(*_: Any, **__: Any) -> None:
+        raise OSError("PreconditionFailed: 412")
+
+    monkeypatch.setattr(store[0], "pipe_file", refused)
+    with pytest.raises(OutputError, match="another run has written in it"):
+        late.append(b"c\n")
+
+
 def test_an_answer_that_did_not_reach_the_bucket_does_not_count(tmp_path: Path) -> None:
     class Broken:
         def append(self, data: bytes) -> None:
@@ -157,21 +204,57 @@ def test_a_run_at_work_keeps_others_out_and_lets_them_in_when_it_ends(store: tup
     assert not store[0].exists(path)
 
 
-@pytest.mark.parametrize("host", ["elsewhere", socket.gethostname()])
+@pytest.mark.parametrize("here", [False, True])
 def test_the_mark_of_a_dead_run_is_taken_over(
-    store: tuple[Any, str], quick: None, monkeypatch: pytest.MonkeyPatch, host: str
+    store: tuple[Any, str], quick: None, monkeypatch: pytest.MonkeyPatch, here: bool
 ) -> None:
-    if host == "elsewhere":
-        monkeypatch.setattr(lease, "_WATCH_SECONDS", 0.1)
-    else:
-        monkeypatch.setattr(lease, "_WATCH_SECONDS", 1000.0)  # a process of this machine is known to be gone at once
+    # A process of this machine is known to be gone at once; of one elsewhere, with the same number, that is not known.
+    monkeypatch.setattr(lease, "_WATCH_SECONDS", 20.0 if here else 0.1)
     path = f"{store[1]}/mark"
-    left = {"host": host, "pid": os.getpid(), "started": 1.0, "run": "x", "beat": 7}
+    left = {"host": "h", "machine": lease._machine() if here else "another", "pid": 4194305, "run": "x", "beat": 7}
     store[0].pipe_file(path, json.dumps(left).encode())
     new = Lease(store[0], path, "s3://b/run")
+    looked: list[Any] = []
+    monkeypatch.setattr(Lease, "_changes", lambda self, before: looked.append(before))
     new.take()
     assert json.loads(store[0].cat_file(path))["run"] != "x"
     new.give_back()
+    assert looked == ([] if here else [left])
+
+
+def test_a_mark_that_is_not_renewed_is_a_dead_runs(store: tuple[Any, str], quick: None) -> None:
+    path = f"{store[1]}/mark"
+    store[0].pipe_file(path, b'{"run": "x"}')
+    assert not Lease(store[0], path, "s3://b/run")._changes({"run": "x"})
+
+
+def test_a_run_that_was_taken_for_dead_leaves_its_successors_mark_alone(
+    store: tuple[Any, str], quick: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = f"{store[1]}/mark"
+    held = Lease(store[0], path, "s3://b/run")
+    held.take()
+    store[0].pipe_file(path, b'{"run": "successor"}')
+    assert held._thread is not None
+    held._thread.join(10)
+    held.give_back()
+    assert store[0].cat_file(path) == b'{"run": "successor"}'
+    assert "another run has taken this one for dead" in capsys.readouterr().out
+
+
+def test_a_store_that_cannot_part_two_runs_is_said_to_be_one(
+    store: tuple[Any, str], quick: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new = Lease(store[0], f"{store[1]}/mark", "s3://b/run")
+    new.take()
+    new.give_back()
+    assert capsys.readouterr().out == ""
+    write = store[0].pipe_file
+    monkeypatch.setattr(store[0], "pipe_file", lambda path, data, mode="overwrite": write(path, data))
+    new = Lease(store[0], f"{store[1]}/mark", "s3://b/run")
+    new.take()
+    new.give_back()
+    assert "nothing would part two runs" in capsys.readouterr().out
 
 
 def test_a_mark_that_is_removed_while_it_is_watched_is_free(store: tuple[Any, str], quick: None) -> None:
@@ -202,14 +285,24 @@ def test_the_copy_holds_what_the_bucket_holds_and_goes_at_the_end(
     with copy_of(address + "/", WHOLE) as bucket:
         copied = {path.name: path.read_bytes() for path in bucket.folder.iterdir()}
         assert copied == {"regen.json": b"[]", "journal.jsonl": b"a\n"}
-        assert not bucket.changed
         (bucket.folder / "run.json").write_bytes(b"{}")
         bucket.publish("run.json")
-        assert bucket.changed
         assert filesystem.cat_file(f"{folder}/run.json") == b"{}"
-        bucket.remove(*OURS)
-        assert [path.rsplit("/", 1)[-1] for path in filesystem.find(folder)] == ["theirs.txt"]
+        for name in ("journal.jsonl", "run.json"):
+            bucket.move(name, f".replaced/{name}")
+        assert (bucket.holds("journal.jsonl"), bucket.holds(".replaced")) == (False, True)
+        bucket.move(".replaced/journal.jsonl", "journal.jsonl")
+        assert b"".join(bucket.segments("journal.jsonl").read()) == b"a\n"
+        bucket.remove(".replaced", *OURS)
+        left = {path.rsplit("/", 1)[-1] for path in filesystem.find(folder)}
+        assert left == {"theirs.txt", "in_use.json"}
+    assert not filesystem.exists(f"{folder}/in_use.json")
     assert list((tmp_path / "cache" / "outputs").iterdir()) == []
+
+
+def test_a_run_in_a_bucket_holds_it(address: str, quick: None) -> None:
+    with copy_of(address, WHOLE), pytest.raises(OutputError, match="another run is at work"), copy_of(address, WHOLE):
+        pass
 
 
 def test_errors_name_the_bucket_and_not_the_copy(address: str) -> None:
@@ -220,14 +313,44 @@ def test_errors_name_the_bucket_and_not_the_copy(address: str) -> None:
 
 def test_copies_of_killed_runs_are_cleared_away_and_those_of_others_stay(address: str, tmp_path: Path) -> None:
     copies = tmp_path / "cache" / "outputs"
-    dead, alive = copies / "4194305-x", copies / f"{os.getppid()}-y"  # the first is above any process number
+    dead, alive = copies / "dead", copies / "alive"
     for folder in (dead, alive):
         folder.mkdir(parents=True)
-    with copy_of(address, WHOLE):
+        (copies / f"{folder.name}.lock").touch()
+    with FileLock(copies / "alive.lock"), copy_of(address, WHOLE):
         assert not dead.exists()
         assert alive.is_dir()
+
+
+@pytest.mark.parametrize("name", ["exp[1]", "exp*", "exp?", "{a,b}"])
+def test_a_name_that_stands_for_others_is_refused(name: str) -> None:
+    with pytest.raises(OutputError, match=r"must not hold any of"), copy_of(f"memory://x/{name}", WHOLE):
+        pass
+
+
+def test_a_copy_without_room_names_the_place(
+    store: tuple[Any, str], address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store[0].pipe_file(f"{store[1]}/regen.json", b"[]")
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(type(store[0]), "get_file", full)
+    with pytest.raises(OutputError, match=r"no room for a copy of .*ALPACA_RAY_CACHE"), copy_of(address, WHOLE):
+        pass
 
 
 def test_an_unknown_kind_of_store_is_an_error_of_ours(address: str, tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="nowhere://b/run: cannot be used"):
         Bucket("nowhere://b/run", tmp_path, WHOLE).fetch()
+
+
+def test_the_process_that_writes_knows_the_storages_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://h")
+    monkeypatch.setenv("SECRET_OF_ANOTHER_KIND", "x")
+    sent = pickle.dumps(Bucket("s3://b/run", tmp_path, WHOLE))
+    assert b"SECRET_OF_ANOTHER_KIND" not in sent
+    monkeypatch.delenv("AWS_ENDPOINT_URL")
+    assert pickle.loads(sent).uri == "s3://b/run"
+    assert os.environ.pop("AWS_ENDPOINT_URL") == "http://h"

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from alpaca_ray.errors import OutputError
-from alpaca_ray.generate.claim import Claim
+from alpaca_ray.generate.claim import REPLACED, Claim
 from alpaca_ray.generate.folder import inspect
 from alpaca_ray.storage import hold_output
 
@@ -88,6 +88,7 @@ def test_a_folder_that_changed_since_the_look_is_refused(tmp_path: Path, flag: s
         os.utime(journal)  # once it is held, what changes is our own doing
         held.open()
         assert not journal.exists()
+        held.settle()
     assert list(tmp_path.iterdir()) == []
 
 
@@ -99,7 +100,28 @@ def test_a_new_run_does_not_inherit_what_an_earlier_one_sent(tmp_path: Path) -> 
         assert (tmp_path / "sent.jsonl").exists()
     with claim(tmp_path, overwrite=True) as held:
         held.open()
+        assert [path.name for path in sorted(tmp_path.iterdir())] == [".lock", REPLACED]
+        held.settle()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_overwritten_comes_back_where_there_was_no_answer(tmp_path: Path) -> None:
+    (tmp_path / "journal.jsonl").write_text('{"journal": 1, "settings": {}}\n')
+    (tmp_path / "run.json").write_text('{"stage": "generate"}')
+    before = contents(tmp_path)
+    for _ in range(2):  # the second after one that was killed before it could put anything back
+        with claim(tmp_path, overwrite=True) as held:
+            held.open()
+            (tmp_path / "journal.jsonl").write_text("new")
+    with claim(tmp_path, overwrite=True) as held:
+        held.open()
+        (tmp_path / "journal.jsonl").write_text("newer")
+        held.undo()
+    assert contents(tmp_path) == before
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {path.name: path.read_text() for path in folder.iterdir()}
 
 
 def test_opening_takes_the_mark_of_a_complete_folder_away(tmp_path: Path) -> None:
