@@ -7,6 +7,7 @@ package still handles its errors.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 
@@ -84,6 +85,11 @@ def run_main(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+    except SystemExit as error:
+        if error.code != signal.SIGTERM:  # what Ray makes of that signal
+            raise
+        print("terminated", file=sys.stderr)
+        sys.exit(128 + signal.SIGTERM)
     except BrokenPipeError:
         # The reader of our output went away (`| head`): not an error, but Python would complain while flushing.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

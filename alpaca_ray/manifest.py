@@ -57,6 +57,11 @@ def read_json_object(path: Path) -> dict[str, Any] | None:
     return content
 
 
+def is_unfinished(folder: Path) -> bool:
+    """Whether a stage is at work in a folder, or was stopped there: it has results, but no ``run.json``."""
+    return (folder / "metrics.json").is_file() and not (folder / FILE_NAME).exists()
+
+
 def data_file_of(folder: Path) -> Path:
     """Return the file that holds the records of a stage's folder, named by its ``run.json`` or known by its name.
 

@@ -59,6 +59,8 @@ def resolve_output(path: str, *, several_nodes: bool = False) -> Path:
     Raises:
         OutputError: the path is a bucket URI, or relative where ``$ALPACA_RAY_STORAGE`` is needed and not set.
     """
+    if not path.strip():
+        raise OutputError("--output_dir: is empty: name a folder")
     if path.startswith("file://"):
         path = unquote(urlsplit(path).path)
     if is_uri(path):

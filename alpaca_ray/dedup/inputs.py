@@ -11,9 +11,10 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from alpaca_ray import __version__
+from alpaca_ray.console import say
 from alpaca_ray.dedup.stream import instruction_of
 from alpaca_ray.errors import DataError, OutputError
-from alpaca_ray.manifest import file_digest, read_manifest
+from alpaca_ray.manifest import file_digest, is_unfinished, read_manifest
 from alpaca_ray.novelty.decontaminate import Decontaminator, evaluation_prompts
 from alpaca_ray.records import source_path
 from alpaca_ray.rows import check_source, locate, read_rows
@@ -42,6 +43,8 @@ class Inputs:
         self.sources = [source_path(source) for source in settings.data_path]
         for source in self.sources:
             check_source(source)
+            if is_unfinished(Path(source).expanduser()):
+                say(f"warning: the run in {source} has not finished: these are the records that it has so far")
         self.seeds: list[str] = []
         if settings.seed_tasks_path:
             name = source_path(settings.seed_tasks_path)

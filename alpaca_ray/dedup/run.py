@@ -92,6 +92,8 @@ def _decide_all(
                 account.add(reason)
             account.tell()
             results.note(account.records, account.kept, account.rejected, account.seconds)
+        if novelty.warning:
+            say(novelty.warning)
     finally:
         novelty.close()
     return account.metrics()

@@ -117,8 +117,11 @@ class Status:
         self._every = every
         self._clock = clock
         self._started = self._said = clock()
+        self._failures = 0
 
-    def note(self, *, kept: int, requests: int, under_way: int, spent: Tokens) -> None:
+    def note(
+        self, *, kept: int, requests: int, under_way: int, spent: Tokens, failures: int = 0, trouble: str = ""
+    ) -> None:
         """Print a line where it is time for one.
 
         Args:
@@ -126,6 +129,8 @@ class Status:
             requests: answered so far, earlier sessions' included.
             under_way: sent and not come back.
             spent: tokens so far.
+            failures: attempts that failed so far in this session.
+            trouble: what went wrong with the last of them.
         """
         now = self._clock()
         if now - self._said < self._every:
@@ -142,6 +147,10 @@ class Status:
         if kept > self._first:
             left = (self._target - kept) * (now - self._started) / (kept - self._first)
             parts.append(f"about {duration(left)} to go")
+        if failures > self._failures:
+            new = failures - self._failures
+            parts.append(f"{new} attempt{'s' if new > 1 else ''} failed since the last line ({trouble[:200]})")
+        self._failures = failures
         self._say("progress: " + ", ".join(parts))
 
 

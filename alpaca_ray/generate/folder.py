@@ -10,7 +10,7 @@ from typing import Any
 
 from alpaca_ray.errors import DataError, OutputError
 from alpaca_ray.generate import journal, sent
-from alpaca_ray.generate.budget import Tokens
+from alpaca_ray.generate.budget import Price, Tokens
 from alpaca_ray.generate.journal import Header, Outcomes
 from alpaca_ray.generate.process import Record
 from alpaca_ray.generate.store import RowStore
@@ -135,6 +135,15 @@ def write_results(folder: Path, records: RowStore, rejected: RowStore, metrics: 
         write_atomic(folder / METRICS, json.dumps(metrics, indent=2) + "\n")
     except OSError as error:
         raise OutputError(f"{folder}: cannot be written: {error.strerror}; go on with --resume") from error
+
+
+def earlier_price(folder: Path) -> Price | None:
+    """Return what tokens cost in an earlier session, as its ``metrics.json`` says; None where it does not."""
+    try:
+        cost = json.loads((folder / METRICS).read_text(encoding="utf-8"))["cost"]
+        return Price(*map(float, cost["price_per_million"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # it knew no price, or wrote nothing
 
 
 def earlier_metric(folder: Path, name: str) -> float | None:

@@ -73,6 +73,12 @@ def check_replayable(header: Header, settings: GenerateSettings, now: Mapping[st
     """
     given = {name: value for name, value in now.items() if name == "seed_tasks_path" or settings.was_given(name)}
     names = [name for name in given if name not in _TEACHER and given[name] != header.settings.get(name)]
+    models = str(header.settings.get("model_name")).split(", ")
+    if settings.model_name and settings.model_name not in models:
+        raise OutputError(
+            f"--replay asks nobody: the answers in {folder} are {', '.join(models)}'s, not {settings.model_name}'s: "
+            "leave --model_name out"
+        )
     if names:
         raise OutputError(
             f"--replay: the answers in {folder} were asked for with other settings: "

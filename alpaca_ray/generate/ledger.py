@@ -48,6 +48,7 @@ class Ledger:
         self._stopping: StopKind | None = None
         self._error: AlpacaRayError | None = None
         self._trouble = ""
+        self._failures = 0
         self._changed = asyncio.Condition()
         self._granted: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
         self._allowed = asyncio.Event()
@@ -107,6 +108,7 @@ class Ledger:
                 self._admission.exhausted,
                 notes,
                 self._trouble,
+                self._failures,
             )
 
     async def stop(self, kind: StopKind) -> None:
@@ -166,6 +168,7 @@ class Ledger:
                     self._lost[failure.request_id].append(worst)
                 elif worst is not None:
                     freed.append(failure.request_id)
+                self._failures += failure.kind not in ("not_sent", "length_parameter")
                 if failure.message:
                     self._trouble = f"{failure.kind}: {failure.message}"
             self._sent.freed(freed)

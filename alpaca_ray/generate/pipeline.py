@@ -21,7 +21,7 @@ from alpaca_ray.generate.session import Session
 from alpaca_ray.generate.teacher import Teacher, choose_teachers, probe, recorded_teachers
 from alpaca_ray.manifest import FILE_NAME as MANIFEST
 from alpaca_ray.settings.generate import GenerateSettings
-from alpaca_ray.storage import STORAGE_ENV, is_uri, resolve_output
+from alpaca_ray.storage import STORAGE_ENV, hold_output, is_uri, resolve_output
 
 _SMALL_PROMPT = 5  # tasks that a prompt may ask a teacher of this size for
 _LOCAL_BATCH = 32  # rows that a teacher started here decodes at once
@@ -50,18 +50,27 @@ def _ask(settings: GenerateSettings, bucket: Bucket | None) -> None:
     if not teachers[0].local:
         teachers = [probe(teacher, os.environ) for teacher in teachers]
     plan.price(teachers)  # an unknown one is an error, before anything is asked
-    state = plan.look_at(folder, teachers)
+    if bucket is None and folder.is_dir():
+        with hold_output(folder):  # another run at work in it is said now, and not when everything is ready
+            state = plan.look_at(folder, teachers)
+    else:
+        state = plan.look_at(folder, teachers)
     show_settings("generate", settings)
     say(f"Loaded {len(plan.seeds)} human-written seed instructions")
     if state.total:
         say(f"Loaded {state.total} machine-generated instructions")
     surplus = state.total - settings.num_instructions_to_generate
     # Met, and marked as complete: a run that was killed right before that still has to be.
-    if surplus > 0 or (surplus == 0 and (state.header is None or (folder / MANIFEST).is_file())):
+    if surplus >= 0 and (state.header is None or (folder / MANIFEST).is_file()):
         where = Claim(folder, state, overwrite=False, bucket=bucket).where(RECORDS)
         say(f"{where} already holds {state.total} instructions: nothing to do")
         say(f"result: {where}")
         return
+    if surplus > 0:  # what a run that was killed has above a target that was lowered since stays
+        settings = settings.model_copy(update={"num_instructions_to_generate": state.total})
+        plan = replace(plan, settings=settings)
+    if surplus < 0 and not teachers[0].local:
+        plan.check_room(state, teachers)
     if settings.num_shards > 1:  # the pool's actors
         cluster.connect(show_workers=False)
 

@@ -25,6 +25,11 @@ Record = dict[str, Any]
 class Novelty(Protocol):
     """Decides instruction by instruction; what is kept joins the pool (see ``NoveltyFilter``)."""
 
+    @property
+    def warning(self) -> str | None:
+        """What a person should hear of instructions that could not be compared."""
+        ...
+
     def decide(self, candidates: Iterable[str], /) -> Iterable[Decision]:
         """Yield a decision for each candidate, as if they came one by one."""
         ...
@@ -191,6 +196,11 @@ class Processor:
 
     def _contamination(self, entry: Entry) -> tuple[str, float] | None:
         return self._decontaminator.nearest(entry.instruction, entry.input) if self._decontaminator else None
+
+    @property
+    def warning(self) -> str | None:
+        """What a person should hear of instructions that could not be compared; None where there are none."""
+        return self._novelty.warning
 
     def counts(self) -> dict[str, Any]:
         """Return the account: entries attempted = kept + the sum of rejected."""

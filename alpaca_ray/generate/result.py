@@ -10,7 +10,15 @@ from alpaca_ray.errors import GenerationError
 from alpaca_ray.generate.account import Tally
 from alpaca_ray.generate.budget import Price, Tokens
 from alpaca_ray.generate.claim import Claim
-from alpaca_ray.generate.folder import METRICS, RECORDS, REJECTED, STAGE, FolderState, write_results
+from alpaca_ray.generate.folder import (
+    METRICS,
+    RECORDS,
+    REJECTED,
+    STAGE,
+    FolderState,
+    earlier_price,
+    write_results,
+)
 from alpaca_ray.generate.process import Processor
 from alpaca_ray.generate.prompt import SHIPPED_HEADERS
 from alpaca_ray.generate.run import Plan, shown
@@ -18,6 +26,7 @@ from alpaca_ray.generate.teacher import Teacher
 from alpaca_ray.manifest import FILE_NAME as MANIFEST
 from alpaca_ray.manifest import describe_inputs, write_manifest
 from alpaca_ray.records import source_path
+from alpaca_ray.report.outputs import LEDGER as REPORT_FILES
 
 
 def cost(price: Price | None, spent: Tokens, counted: Tokens) -> dict[str, Any]:
@@ -49,7 +58,7 @@ class Result:
         self.processor = processor
         self._teachers = teachers
         self._initial = len(state.initial)
-        self._price = plan.price(teachers)
+        self._price = plan.price(teachers) or (earlier_price(claim.folder) if plan.settings.replay else None)
         header = plan.settings.prompt_header
         read = [source_path(plan.settings.seed_tasks_path), *([] if header in SHIPPED_HEADERS else [header])]
         self._inputs = describe_inputs(read)  # now: at the end they may be others
@@ -86,7 +95,15 @@ class Result:
             f"{shown(metrics['rejected'])}"
         )
         tokens = metrics["tokens"]
-        say(f"tokens: {tokens['prompt']:,} in prompts, {tokens['completion']:,} in answers{_paid(metrics)}")
+        estimated = f"; up to {tokens['estimated']:,} more where no count came" if tokens["estimated"] else ""
+        say(f"tokens: {tokens['prompt']:,} in prompts, {tokens['completion']:,} in answers{estimated}{_paid(metrics)}")
+        if metrics["requests"] > self.processor.next_id:
+            extra = metrics["requests"] - self.processor.next_id
+            say(f"{extra} answers came beyond the target: they wait in the journal for a higher one")
+        if self.processor.warning:
+            say(self.processor.warning)
+        if (self.folder / REPORT_FILES).is_file():
+            say(f"warning: the report in {self.folder} is of earlier records: jobs/report.py makes it anew")
         if not self.processor.done:
             short = (
                 f"{metrics['total']} of {metrics['target']} instructions after {metrics['requests']} requests "
@@ -102,7 +119,8 @@ class Result:
                     f"{'a higher ' + exhausted if exhausted else '--max_requests'} goes on"
                 )
             else:
-                say(f"stopped at {exhausted} with {short}; --resume with a higher one goes on")
+                room = "" if exhausted == "--max_requests" else " (what is left is less than a request may take)"
+                say(f"stopped at {exhausted}{room} with {short}; --resume with a higher one goes on")
         write_manifest(
             self.folder,
             STAGE,

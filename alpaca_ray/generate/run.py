@@ -12,7 +12,7 @@ from typing import Any
 from alpaca_ray.errors import SettingsError
 from alpaca_ray.generate import identity
 from alpaca_ray.generate.answers import AnswerReader
-from alpaca_ray.generate.budget import Limits, Price, Tokens, price_of
+from alpaca_ray.generate.budget import Limits, Price, Tokens, price_of, prompt_bound
 from alpaca_ray.generate.client import Sampling
 from alpaca_ray.generate.folder import FolderState, inspect
 from alpaca_ray.generate.journal import Header, Outcome
@@ -163,6 +163,26 @@ class Plan:
                 "dollars for a million tokens)"
             )
         return None
+
+    def check_room(self, state: FolderState, teachers: Sequence[Teacher]) -> None:
+        """Check that the limits and what is left of the budget have room for a request at all.
+
+        Raises:
+            SettingsError: they have none.
+        """
+        settings = self.settings
+        if self.prompts.draws:
+            return  # the records that the first prompt shows are not known yet
+        number = next(one for one in range(len(state.outcomes) + 1) if one not in state.outcomes.ids)
+        worst = Tokens(prompt_bound(self.prompts.make(number).text), settings.max_tokens)
+        may_take = f"a request may take {worst.total:,} tokens (its prompt, and --max_tokens {settings.max_tokens})"
+        if settings.tokens_per_minute is not None and settings.tokens_per_minute < worst.total:
+            raise SettingsError(f"--tokens_per_minute {settings.tokens_per_minute:g}: {may_take}")
+        limits = Limits(self.price(teachers), settings.max_cost, settings.max_tokens_total)
+        flag = limits.exceeded_by(spent(state) + worst)
+        if flag is not None:
+            used = f", beside {spent(state).total:,} that were used" if spent(state).total else ""
+            raise SettingsError(f"{flag} leaves no room for a request: {may_take}{used}; give a higher one")
 
     def terms(self, state: FolderState, teachers: Sequence[Teacher], environ: Mapping[str, str]) -> Terms:
         """Return what the run may do, and has spent already."""

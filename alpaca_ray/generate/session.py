@@ -39,6 +39,7 @@ _JOIN_SECONDS = 10.0
 _CHECKPOINT_SECONDS = 10.0
 _CHECKPOINT_SHARE = 20  # results are written again after this many times as long as writing them took
 _MIN_FAILED_IN_A_ROW = 20
+_ANSWERS = (None, "refusal", "no_text")  # errors of outcomes for which the teacher did answer
 _LEDGER_DIED = "the process that writes the journal has died: go on with --resume"
 
 
@@ -116,6 +117,8 @@ class Session:
                 self.claim.undo()
             elif self.opened:
                 self._write()
+                if isinstance(failure, KeyboardInterrupt | SystemExit):
+                    say(f"stopped with {len(self.processor.records)} instructions kept: --resume goes on")
         self.result.finish(self._metrics(), self.exhausted)
 
     def _ask(self) -> None:
@@ -183,6 +186,8 @@ class Session:
             requests=self.tally.requests,
             under_way=delivery.under_way,
             spent=self.spent,
+            failures=delivery.failures,
+            trouble=delivery.trouble,
         )
         if delivery.error is not None:
             raise delivery.error
@@ -215,8 +220,9 @@ class Session:
 
     def _count(self, delivery: Delivery) -> None:
         self.seen += len(delivery.outcomes)
-        if delivery.outcomes:
+        if any(outcome.error in _ANSWERS for outcome in delivery.outcomes):
             self.heard = time.monotonic()
+        if delivery.outcomes:
             self.highest = max(self.highest, *(outcome.request_id for outcome in delivery.outcomes))
         self.tally.add(delivery.outcomes)
         self.processor.offer(delivery.outcomes)

@@ -30,7 +30,10 @@ class RowStore(Sequence[Row]):
         """
         folder = next(parent for parent in [beside, *beside.parents] if parent.is_dir() and os.access(parent, os.W_OK))
         self._folder = folder
-        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - open as long as the store
+        try:
+            self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - open as long as the store
+        except OSError as error:
+            raise OutputError(f"{folder}: cannot be written: {error.strerror}") from error
         self._starts = array("Q", [0])
 
     def append(self, row: Row) -> None:

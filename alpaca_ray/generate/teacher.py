@@ -127,6 +127,11 @@ def _checked(
         valid = False
     if not valid:
         raise SettingsError(f"{flag} {url!r}: must be an address such as http://127.0.0.1:8000/v1")
+    if parts.username is not None or parts.password is not None:
+        raise SettingsError(
+            f"{flag} at {parts.hostname}: must hold no user name or password: put the key into the environment "
+            f"variable {key_env} (--api_key_env)"
+        )
     key = (environ.get(key_env) or "").strip()
     if not (key.isascii() and key.isprintable()):
         raise TeacherError(f"the environment variable {key_env} holds characters that no key has: set it anew")
@@ -180,7 +185,10 @@ def probe(teacher: Teacher, environ: Mapping[str, str]) -> Teacher:
     if teacher.model:
         return teacher
     if not models:
-        raise TeacherError(f"the teacher at {teacher.base_url} lists no models: name one with --model_name")
+        raise TeacherError(
+            f"the teacher at {teacher.base_url} lists no models: name one with "
+            "--model_name, or mend the address, which mostly ends in /v1"
+        )
     return replace(teacher, model=models[0])
 
 

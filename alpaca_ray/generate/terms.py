@@ -60,6 +60,7 @@ class Delivery:
         exhausted: flag of the budget that is used up.
         notes: what a person should hear of.
         trouble: the last failed attempt, in words.
+        failures: attempts that failed so far.
     """
 
     outcomes: list[Outcome]
@@ -71,3 +72,4 @@ class Delivery:
     exhausted: str | None = None
     notes: list[str] = field(default_factory=list)
     trouble: str = ""
+    failures: int = 0

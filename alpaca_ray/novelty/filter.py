@@ -71,6 +71,8 @@ class NoveltyFilter:
             make_shard: makes each of ``num_shards`` shards; None: the pool is in this process.
         """
         self.instructions: list[str] = []
+        self._unseen = 0  # of them, without a token
+        self._name = tokenizer
         self._threshold = threshold
         self._stats = stats
         self._tokenize = tokens_of(tokenizer)
@@ -110,6 +112,20 @@ class NoveltyFilter:
                 size = max(_LEAST, min(_BATCH, _CELLS // (len(self.instructions) + 1)))
             yield from self._decide(texts[start : start + size])
             start += size
+
+    @property
+    def warning(self) -> str | None:
+        """What a person should hear of instructions that the tokenizer could not compare; None where there are none.
+
+        ROUGE's drops all but a-z and 0-9. By its rule two texts without a token have nothing in common.
+        """
+        if not self._unseen:
+            return None
+        advice = ": --tokenizer unicode sees them" if self._name == "rouge" else ""
+        return (
+            f"warning: {self._unseen:,} of {len(self.instructions):,} instructions hold no token of --tokenizer "
+            f"{self._name} and were compared with nothing{advice}"
+        )
 
     def close(self) -> None:
         """Stop threads and shards."""
@@ -159,6 +175,7 @@ class NoveltyFilter:
         begin, end = tokens.offsets[number], tokens.offsets[number + 1]
         self.instructions.append(text)
         self._lengths[index] = end - begin
+        self._unseen += int(begin == end)
         self._new.append(tokens.flat[begin:end])
 
     def _recall(self, indices: range) -> TokenLists:

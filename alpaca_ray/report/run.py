@@ -51,6 +51,8 @@ def write_report(settings: ReportSettings) -> Path:
     make_folder(output)
 
     say(f"report on {len(source.records):,} records of {source.name}")
+    if source.unfinished:
+        say("warning: the run there has not finished: these are the records that it has so far")
     measures = measure(source.records, ruler)
     say(f"measured in {ruler.described}")
     verbs = None
