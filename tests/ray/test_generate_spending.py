@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from test_generate import CLASSIC, assert_equal_entries, read_json, read_lines, reference, run
 
-from alpaca_ray.errors import GenerationError, SettingsError
+from alpaca_ray.errors import GenerationError, OutputError, SettingsError
 from alpaca_ray.generate.pipeline import generate
 from alpaca_ray.settings.generate import GenerateSettings
 from alpaca_ray.testing.teacher import StandIn, standin
@@ -52,8 +52,11 @@ def test_a_budget_lasts_over_sessions(ray_cluster: None, tmp_path: Path) -> None
     with standin(StandIn.resolve({"latency": 0.05, "answer_tokens": [1000, 2000]})) as server:
         first = run(tmp_path, server, max_tokens_total=40_000, **given)
         assert 0 < sum(server.tokens.values()) == first["cost"]["tokens_at_most"] <= 40_000
-        with pytest.raises(GenerationError, match="a higher --max_tokens_total goes on"):
+        with pytest.raises(SettingsError, match="max_tokens_total leaves no room for a request: a request may take"):
             run(tmp_path / "none", server, max_tokens_total=100, **given)
+        with pytest.raises(SettingsError, match="tokens_per_minute 10: a request may take"):
+            run(tmp_path / "none", server, tokens_per_minute=10, **given)
+        assert not (tmp_path / "none").exists()
         second = run(tmp_path, server, max_tokens_total=80_000, resume=True, **given)
         assert first["cost"]["tokens_at_most"] < second["cost"]["tokens_at_most"] <= 80_000
         assert sum(server.tokens.values()) == second["cost"]["tokens_at_most"]
@@ -179,7 +182,8 @@ def test_every_kind_of_error_is_counted_and_the_run_completes(ray_cluster: None,
 
 def test_a_replay_applies_other_filters_without_a_request(ray_cluster: None, tmp_path: Path) -> None:
     with standin(StandIn.resolve({"jitter": 0.02})) as server:
-        first = run(tmp_path, server, num_instructions_to_generate=40)
+        first = run(tmp_path, server, num_instructions_to_generate=40, prices={"stand-in": [1.0, 2.0]})
+        assert first["cost"]["total"] > 0
         asked = sum(server.prompts.values())
         journal = read_lines(tmp_path / "journal.jsonl")
         generate(GenerateSettings.resolve({"output_dir": str(tmp_path), "replay": True, "similarity_threshold": 0.3}))
@@ -188,6 +192,8 @@ def test_a_replay_applies_other_filters_without_a_request(ray_cluster: None, tmp
         assert stricter["rejected"]["too_similar"] > first["rejected"].get("too_similar", 0)
         assert (stricter["target"], stricter["requests"], stricter["cost"]) == (40, first["requests"], first["cost"])
         assert read_lines(tmp_path / "journal.jsonl")[: len(journal)] == journal
+        with pytest.raises(OutputError, match="are stand-in's, not other's: leave --model_name out"):
+            generate(GenerateSettings.resolve({"output_dir": str(tmp_path), "replay": True, "model_name": "other"}))
         # A resumed run goes on by the rule that was replayed, and is told so where it is another.
         generate(GenerateSettings.resolve({"output_dir": str(tmp_path), "replay": True, **CLASSIC}))
         assert len(read_json(tmp_path / "regen.json")) == 40

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import signal
+import sys
 
 import pytest
 
@@ -60,3 +62,16 @@ def test_interrupts_exit_with_130(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         errors.run_main(main)
     assert stopped.value.code == 130
+
+
+def test_a_job_that_is_terminated_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    def stop() -> None:
+        sys.exit(signal.SIGTERM)  # what Ray's handler does
+
+    with pytest.raises(SystemExit) as caught:
+        errors.run_main(stop)
+    assert caught.value.code == 143
+    assert capsys.readouterr().err == "terminated\n"
+    with pytest.raises(SystemExit) as caught:
+        errors.run_main(lambda: sys.exit(3))
+    assert caught.value.code == 3

@@ -124,3 +124,12 @@ def test_a_second_run_on_one_folder_is_refused(tmp_path: Path) -> None:
     with storage.hold_output(tmp_path):  # free again, and nothing is left behind
         pass
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_empty_output_folder_is_refused() -> None:
+    with pytest.raises(OutputError, match="is empty"):
+        storage.resolve_output(" ")
+
+
+def test_a_file_uri_is_a_folder(tmp_path: Path) -> None:
+    assert storage.resolve_output(f"file://{tmp_path}/a%20b") == tmp_path / "a b"

@@ -93,6 +93,22 @@ def test_a_status_line_tells_cost_and_time_to_go() -> None:
     assert lines[-1].endswith("0 tokens, 0.00 US dollars"), "nothing has been kept since the start"
 
 
+def test_a_status_line_tells_what_went_wrong_since_the_last_one() -> None:
+    lines: list[str] = []
+    clock = Clock()
+    found = status(lines, clock)
+    for failures in (0, 3, 3, 4):
+        clock.now += 20
+        found.note(kept=1, requests=1, under_way=1, spent=Tokens(), failures=failures, trouble="timeout: no answer")
+    ends = [line.partition("tokens")[2] for line in lines]
+    assert ends == [
+        "",
+        ", 3 attempts failed since the last line (timeout: no answer)",
+        "",
+        ", 1 attempt failed since the last line (timeout: no answer)",
+    ]
+
+
 @pytest.mark.parametrize(
     ("seconds", "words"),
     [(0, "0 s"), (89, "89 s"), (90, "2 min"), (60 * 89, "89 min"), (60 * 90, "1 h 30 min"), (12_000, "3 h 20 min")],

@@ -167,3 +167,9 @@ def test_a_proxy_is_left_aside_for_this_machine(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.delenv("no_proxy", raising=False)
     with standin() as server:
         assert probe(teacher_at(server.url, model=""), {}).model == "stand-in"
+
+
+def test_a_key_in_the_address_is_refused_and_not_shown() -> None:
+    with pytest.raises(SettingsError, match="must hold no user name or password") as caught:
+        choose({}, base_url="http://me:secret@h/v1", model_name="m")
+    assert "secret" not in str(caught.value)
