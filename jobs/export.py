@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from alpaca_ray.errors import run_main
 from alpaca_ray.settings.commands import parse_command
-from alpaca_ray.settings.export import ExportSettings, MergeSettings
+from alpaca_ray.settings.export import ExportSettings, MergeSettings, StateDictSettings
 
 DESCRIPTION = (
     "Turn what training wrote into what other programs read. On the CPU, tensor by tensor: no command holds the model "
@@ -19,6 +19,10 @@ COMMANDS: dict[str, tuple[type[ExportSettings], str]] = {
         "Merge a LoRA adapter into its base model: a Hugging Face checkpoint with tokenizer, generation config and "
         "templates. Sums are made in float32 and rounded once. DoRA, and adapters with weights of their own, are "
         "merged by peft, with the whole model in memory once.",
+    ),
+    "state-dict": (
+        StateDictSettings,
+        "Write a Llama in the layout that Meta released it in: consolidated.00.pth and params.json.",
     ),
 }
 

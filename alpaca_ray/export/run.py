@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from alpaca_ray.export.merge import merge
-from alpaca_ray.settings.export import ExportSettings, MergeSettings
+from alpaca_ray.export.state_dict import state_dict
+from alpaca_ray.settings.export import ExportSettings, MergeSettings, StateDictSettings
 
 
 def export(settings: ExportSettings) -> Path:
@@ -16,4 +17,6 @@ def export(settings: ExportSettings) -> Path:
     """
     if isinstance(settings, MergeSettings):
         return merge(settings)
+    if isinstance(settings, StateDictSettings):
+        return state_dict(settings)
     raise TypeError(f"no export for {type(settings).__name__}")

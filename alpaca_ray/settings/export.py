@@ -53,6 +53,74 @@ class MergeSettings(ExportSettings):
         return self
 
 
+class StateDictSettings(ExportSettings):
+    """What ``export.py state-dict`` reads and writes."""
+
+    command: ClassVar[str] = "state-dict"
+
+    model: str = setting(..., "Model of the Llama architecture: a folder, a hub id or 'embedded'.", group="model")
+    dtype: DType | None = setting(None, _DTYPE, group="files")
+
+
+class DiffMakeSettings(ExportSettings):
+    """What ``export.py diff make`` reads and writes."""
+
+    command: ClassVar[str] = "diff make"
+
+    base: str = setting(..., "Model that was fine-tuned: a folder, a hub id or 'embedded'.", group="models")
+    tuned: str = setting(..., "What fine-tuning made of it: a folder or a hub id.", group="models")
+    max_shard_size: str = setting("5GB", _SHARD, group="files")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        _check_size(self.max_shard_size)
+        return self
+
+
+class DiffRecoverSettings(ExportSettings):
+    """What ``export.py diff recover`` reads and writes."""
+
+    command: ClassVar[str] = "diff recover"
+
+    base: str = setting(..., "Model that the difference was made from: folder, hub id or 'embedded'.", group="models")
+    diff: str = setting(..., "Folder that `diff make` wrote.", group="models")
+    max_shard_size: str = setting("5GB", _SHARD, group="files")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        _check_size(self.max_shard_size)
+        return self
+
+
+class OllamaSettings(ExportSettings):
+    """What ``export.py ollama`` reads and writes."""
+
+    command: ClassVar[str] = "ollama"
+
+    model: str | None = setting(None, "Model: a folder, a hub id or 'embedded'. Or give adapter.", group="model")
+    adapter: str | None = setting(None, "LoRA adapter to merge first: a folder, or a hub id.", group="model")
+    base_model: str | None = setting(
+        None, "Model that the adapter was trained on. By default the one that it records.", group="model"
+    )
+    prompt_template: str | None = setting(
+        None,
+        "Prompt template of the Modelfile: stanford, alpaca, alpaca_short, or a JSON file. By default what lies with "
+        "the adapter or the model: its prompt_template.json, else its chat template.",
+        group="prompt",
+    )
+    dtype: DType | None = setting(None, _DTYPE, group="files")
+    max_shard_size: str = setting("5GB", _SHARD, group="files")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        _check_size(self.max_shard_size)
+        if bool(self.model) == bool(self.adapter):
+            raise ValueError("give --model or --adapter, one of them")
+        if self.base_model and not self.adapter:
+            raise ValueError("--base_model belongs to --adapter: give --model alone, or both of them")
+        return self
+
+
 def _check_size(text: str) -> None:
     if not _SIZE.fullmatch(text) or float(text[:-2]) == 0:
         raise ValueError(f"--max_shard_size {text!r}: must be a size such as 500MB or 5GB")
