@@ -6,23 +6,32 @@ python jobs/export.py merge --adapter out/train --output_dir out/merged
 from __future__ import annotations
 
 from alpaca_ray.errors import run_main
+from alpaca_ray.settings import export as settings_of
 from alpaca_ray.settings.commands import parse_command
-from alpaca_ray.settings.export import ExportSettings, MergeSettings, StateDictSettings
 
 DESCRIPTION = (
     "Turn what training wrote into what other programs read. On the CPU, tensor by tensor: no command holds the model "
     "in memory twice. Each writes run.json last, and appears in its output folder when it is complete."
 )
-COMMANDS: dict[str, tuple[type[ExportSettings], str]] = {
+COMMANDS: dict[str, tuple[type[settings_of.ExportSettings], str]] = {
     "merge": (
-        MergeSettings,
+        settings_of.MergeSettings,
         "Merge a LoRA adapter into its base model: a Hugging Face checkpoint with tokenizer, generation config and "
         "templates. Sums are made in float32 and rounded once. DoRA, and adapters with weights of their own, are "
         "merged by peft, with the whole model in memory once.",
     ),
     "state-dict": (
-        StateDictSettings,
+        settings_of.StateDictSettings,
         "Write a Llama in the layout that Meta released it in: consolidated.00.pth and params.json.",
+    ),
+    "diff make": (
+        settings_of.DiffMakeSettings,
+        "Write a fine-tuned model as its difference from its base, as Stanford Alpaca was released: of use only to who "
+        "has the base. Of bit patterns rather than floats, so that recovery is exact.",
+    ),
+    "diff recover": (
+        settings_of.DiffRecoverSettings,
+        "Recover the fine-tuned model, bit for bit, from base and difference; every tensor is checked.",
     ),
 }
 

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+from alpaca_ray.export.diff import diff_make
 from alpaca_ray.export.merge import merge
+from alpaca_ray.export.recover import diff_recover
 from alpaca_ray.export.state_dict import state_dict
-from alpaca_ray.settings.export import ExportSettings, MergeSettings, StateDictSettings
+from alpaca_ray.settings.export import ExportSettings
+
+_EXPORTS: dict[str, Callable[[Any], Path]] = {
+    "merge": merge,
+    "state-dict": state_dict,
+    "diff make": diff_make,
+    "diff recover": diff_recover,
+}
 
 
 def export(settings: ExportSettings) -> Path:
@@ -15,8 +26,4 @@ def export(settings: ExportSettings) -> Path:
     Raises:
         ModelError, OutputError, SettingsError: as a line that says what to do; nothing is written then.
     """
-    if isinstance(settings, MergeSettings):
-        return merge(settings)
-    if isinstance(settings, StateDictSettings):
-        return state_dict(settings)
-    raise TypeError(f"no export for {type(settings).__name__}")
+    return _EXPORTS[settings.command](settings)

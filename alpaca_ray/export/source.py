@@ -17,6 +17,7 @@ from alpaca_ray.serve.adapter_folder import TEMPLATE as PROMPT_TEMPLATE
 
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
+DIFF_FILE = "diff.json"
 _TOKENIZER = (
     "tokenizer.json",
     "tokenizer.model",
@@ -66,7 +67,7 @@ def config_of(folder: Path) -> dict[str, Any]:
 def _download(name: str, flag: str, revision: str | None) -> Path:
     import huggingface_hub
 
-    wanted = [CONFIG, GENERATION_CONFIG, PROMPT_TEMPLATE, *_TOKENIZER]
+    wanted = [CONFIG, GENERATION_CONFIG, DIFF_FILE, PROMPT_TEMPLATE, *_TOKENIZER]
     try:
         there = huggingface_hub.HfApi().list_repo_files(name, revision=revision)
         kind = _WEIGHTS if any(file.endswith(".safetensors") for file in there) else _PICKLES

@@ -15,14 +15,8 @@ from typing import Any
 from alpaca_ray.errors import ModelError
 from alpaca_ray.manifest import read_json_object
 
-SAFETENSORS = "model.safetensors"
-# What transformers looks for, in its order: one file, or the index of several.
-_CANDIDATES = (
-    SAFETENSORS,
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
+# What older checkpoints have in place of safetensors: one file, or the index of several.
+_PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 # safetensors' names of the types, torch's names, and bytes per element.
 TYPES = {
     "F64": ("float64", 8),
@@ -119,15 +113,16 @@ class Weights(Mapping[str, Spec]):
             yield name, Spec(shape, dtype)
 
 
-def open_weights(folder: Path, *, flag: str) -> Weights:
-    """Open the weights of a model folder.
+def open_weights(folder: Path, *, flag: str, stem: str = "model") -> Weights:
+    """Open the weights of a model folder, or others in the same form: ``stem.safetensors`` and its shards.
 
     Raises:
         ModelError: it holds none, or a file is missing or damaged.
     """
-    found = next((folder / name for name in _CANDIDATES if (folder / name).is_file()), None)
+    names = [f"{stem}.safetensors", f"{stem}.safetensors.index.json", *(_PICKLES if stem == "model" else ())]
+    found = next((folder / name for name in names if (folder / name).is_file()), None)
     if found is None:
-        raise ModelError(f"{flag} {folder}: holds no weights ({' or '.join(_CANDIDATES)})")
+        raise ModelError(f"{flag} {folder}: holds no weights ({' or '.join(names)})")
     if found.suffix != ".json":
         return open_file(found)
     index = (read_json_object(found) or {}).get("weight_map")

@@ -83,7 +83,13 @@ class DiffRecoverSettings(ExportSettings):
     command: ClassVar[str] = "diff recover"
 
     base: str = setting(..., "Model that the difference was made from: folder, hub id or 'embedded'.", group="models")
-    diff: str = setting(..., "Folder that `diff make` wrote.", group="models")
+    diff: str = setting(..., "Folder that `diff make` wrote, or a difference in Stanford's own form.", group="models")
+    integrity_sum: float | None = setting(
+        None,
+        "Sum of all recovered weights in float32, for Stanford's own form, which does not carry it; checked to 0.01 as "
+        "there. What `diff make` wrote carries its own, exact one.",
+        group="models",
+    )
     max_shard_size: str = setting("5GB", _SHARD, group="files")
 
     @model_validator(mode="after")
