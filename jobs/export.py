@@ -33,6 +33,11 @@ COMMANDS: dict[str, tuple[type[settings_of.ExportSettings], str]] = {
         settings_of.DiffRecoverSettings,
         "Recover the fine-tuned model, bit for bit, from base and difference; every tensor is checked.",
     ),
+    "ollama": (
+        settings_of.OllamaSettings,
+        "Write a model, or a base with its adapter merged in, and a Modelfile with its prompt and stop texts. "
+        "Converting it is Ollama's own part (`ollama create`), and has not been run with this program.",
+    ),
 }
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from alpaca_ray.export.diff import diff_make
 from alpaca_ray.export.merge import merge
+from alpaca_ray.export.ollama import ollama
 from alpaca_ray.export.recover import diff_recover
 from alpaca_ray.export.state_dict import state_dict
 from alpaca_ray.settings.export import ExportSettings
@@ -17,6 +18,7 @@ _EXPORTS: dict[str, Callable[[Any], Path]] = {
     "state-dict": state_dict,
     "diff make": diff_make,
     "diff recover": diff_recover,
+    "ollama": ollama,
 }
 
 
