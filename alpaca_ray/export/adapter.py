@@ -141,6 +141,9 @@ def _of_module(patterns: Any, module: str, default: Any) -> Any:
     """Return the value of the first pattern that a module's path ends with, as peft's ``get_pattern_key`` matches."""
     if isinstance(patterns, Mapping):
         for pattern, value in patterns.items():
-            if re.match(rf"(.*\.)?({pattern})$", module):
-                return value
+            try:
+                if re.match(rf"(.*\.)?({pattern})$", module):
+                    return value
+            except re.error as error:
+                raise ModelError(f"{CONFIG}: the pattern {pattern!r} is no regular expression: {error}") from error
     return default

@@ -27,6 +27,14 @@ _LAYER = {
 }
 _WHOLE = {"model.embed_tokens": "tok_embeddings", "model.norm": "norm", "lm_head": "output"}
 _LAYER_NAME = re.compile(r"model\.layers\.(\d+)\.(.+)\.weight")
+_NEEDED = (
+    "hidden_size",
+    "intermediate_size",
+    "num_attention_heads",
+    "num_hidden_layers",
+    "rms_norm_eps",
+    "vocab_size",
+)
 # Multiples that Meta's models use, then finer ones; and its factor of the wider feed-forward layers.
 _MULTIPLES = (256, 1024, 4096, 512, 128, 64, 32, 16, 8, 4, 2, 1)
 _FACTORS = (None, 1.3)
@@ -45,6 +53,9 @@ def check_config(config: Mapping[str, Any], name: str) -> None:
             f"--model {name}: is of the architecture {config.get('model_type')}; the original state dict exists for "
             "Llama only"
         )
+    missing = next((key for key in _NEEDED if not isinstance(config.get(key), int | float)), None)
+    if missing:
+        raise ModelError(f"--model {name}: its config.json gives no {missing}")
     heads, width = config["num_attention_heads"], config["hidden_size"]
     extra = {
         "attention_bias": bool(config.get("attention_bias")),
@@ -111,7 +122,7 @@ def feed_forward_width(width: int, multiple: int, factor: float | None) -> int:
     return multiple * math.ceil(hidden / multiple)
 
 
-def names(tensors: Iterable[str], layers: int, model: str) -> dict[str, str]:
+def names(tensors: Iterable[str], config: Mapping[str, Any], model: str) -> dict[str, str]:
     """Return, for each name of Meta's layout, the tensor of a checkpoint that it is.
 
     Tied embeddings are written under both names, since Meta's code has no tying.
@@ -121,17 +132,19 @@ def names(tensors: Iterable[str], layers: int, model: str) -> dict[str, str]:
     """
     found = {}
     for tensor in tensors:
-        layer = _LAYER_NAME.fullmatch(tensor)
-        if layer and layer[2] in _LAYER:
-            found[f"layers.{layer[1]}.{_LAYER[layer[2]]}.weight"] = tensor
+        match = _LAYER_NAME.fullmatch(tensor)
+        if match and match[2] in _LAYER:
+            found[f"layers.{match[1]}.{_LAYER[match[2]]}.weight"] = tensor
         elif tensor.removesuffix(".weight") in _WHOLE:
             found[f"{_WHOLE[tensor.removesuffix('.weight')]}.weight"] = tensor
         elif not tensor.endswith("rotary_emb.inv_freq"):  # old checkpoints carry these constants
             raise ModelError(f"--model {model}: tensor {tensor} has no place in the original Llama's layout")
-    if "output.weight" not in found and "tok_embeddings.weight" in found:
+    if config.get("tie_word_embeddings") and "tok_embeddings.weight" in found:
         found["output.weight"] = found["tok_embeddings.weight"]
     wanted = [f"{name}.weight" for name in _WHOLE.values()]
-    wanted += [f"layers.{layer}.{name}.weight" for layer in range(layers) for name in _LAYER.values()]
+    wanted += [
+        f"layers.{layer}.{name}.weight" for layer in range(config["num_hidden_layers"]) for name in _LAYER.values()
+    ]
     for name in wanted:
         if name not in found:
             raise ModelError(f"--model {model}: the checkpoint has no tensor for {name}")

@@ -54,7 +54,7 @@ def find_origin(
         ModelError: something is missing, damaged, or of the wrong kind.
         OutputError: it is what ``output`` names.
     """
-    opened = Adapter(Path(resolve_adapters(adapter)).expanduser()) if adapter else None
+    opened = Adapter(_adapter_folder(adapter)) if adapter else None
     revision = None
     name, flag = model or "", "--model"
     if opened:
@@ -73,6 +73,13 @@ def find_origin(
         raise
     source.check_apart(output, [folder])
     return Origin(name, folder, open_weights(folder, flag=flag), opened)
+
+
+def _adapter_folder(name: str) -> Path:
+    try:
+        return Path(resolve_adapters(name)).expanduser()
+    except ModelError as error:
+        raise ModelError(str(error).replace(f"adapters {name}", f"--adapter {name}", 1)) from error
 
 
 def write_model(staging: Path, origin: Origin, *, dtype: str | None, max_shard_size: str) -> list[str]:

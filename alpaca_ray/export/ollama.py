@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from alpaca_ray.console import say, show_settings
 from alpaca_ray.errors import ModelError, SettingsError
-from alpaca_ray.export import modelfile
+from alpaca_ray.export import modelfile, source
 from alpaca_ray.export.chat_form import IrregularTemplateError, chat_form
 from alpaca_ray.export.model import Origin, find_origin, write_model
 from alpaca_ray.export.output import check, staged
 from alpaca_ray.export.record import record, say_done
 from alpaca_ray.models import load_tokenizer
 from alpaca_ray.prompts import PromptTemplate, load_template
-from alpaca_ray.serve.adapter_folder import CHAT_TEMPLATE
 from alpaca_ray.serve.adapter_folder import TEMPLATE as PROMPT_TEMPLATE
 from alpaca_ray.settings.export import OllamaSettings
 from alpaca_ray.storage import resolve_output
@@ -53,22 +53,21 @@ def ollama(settings: OllamaSettings) -> Path:
 
 def _modelfile(origin: Origin, given: PromptTemplate | None) -> tuple[str, str]:
     """Return the Modelfile, and where its prompt comes from: what was given, an instruction template, a chat's."""
-    folders = [origin.adapter.folder, origin.folder] if origin.adapter else [origin.folder]
-    # The adapter's own templates before the base's, as serving takes them; an instruction template before a chat's.
-    own = next((folder for folder in folders if (folder / "tokenizer_config.json").is_file()), origin.folder)
-    tokenizer = load_tokenizer(str(own))
-    template, described = given, "the template that was given"
-    if not template and (folders[0] / PROMPT_TEMPLATE).is_file():
-        described = str(folders[0] / PROMPT_TEMPLATE)
-        template = load_template(described)
+    adapter = origin.adapter.folder if origin.adapter else None
+    with (
+        tempfile.TemporaryDirectory() as scratch
+    ):  # what will lie beside the weights: the adapter's own, else the base's
+        source.write_config(Path(scratch), source.config_of(origin.folder))
+        source.copy_companions(Path(scratch), origin.folder, adapter)
+        tokenizer = load_tokenizer(scratch)
+        file = Path(scratch, PROMPT_TEMPLATE)
+        template = given or (load_template(str(file)) if file.is_file() else None)
     end = [tokenizer.eos_token] if tokenizer.eos_token else []
-    heading = _HEADING.format(name=origin.adapter.folder.name if origin.adapter else origin.name)
+    heading = _HEADING.format(name=adapter.name if adapter else origin.name)
     if template:
         stops = list(dict.fromkeys([*modelfile.instruction_stops(template), *end]))
-        go = modelfile.instruction_template(template)
-        return modelfile.render_modelfile(go, stops, heading=heading), described
-    if (folders[0] / CHAT_TEMPLATE).is_file():
-        tokenizer.chat_template = (folders[0] / CHAT_TEMPLATE).read_text(encoding="utf-8")
+        text = modelfile.render_modelfile(modelfile.instruction_template(template), stops, heading=heading)
+        return text, "the template that was given" if given else f"{PROMPT_TEMPLATE} of {adapter or origin.name}"
     if not tokenizer.chat_template:
         raise SettingsError(
             f"{origin.name} says nothing about its prompt (no {PROMPT_TEMPLATE}, no chat template): give "
@@ -82,8 +81,11 @@ def _modelfile(origin: Origin, given: PromptTemplate | None) -> tuple[str, str]:
             f"{origin.name}: its chat template cannot be said in a Modelfile ({error}): give --prompt_template"
         ) from error
     stops = list(dict.fromkeys([*modelfile.chat_stops(form, bos), *end]))
-    go = modelfile.chat_template(form)
-    return modelfile.render_modelfile(go, stops, system=form.default_system, heading=heading), "the chat template"
+    template_text = modelfile.chat_template(form)
+    return (
+        modelfile.render_modelfile(template_text, stops, system=form.default_system, heading=heading),
+        "the chat template",
+    )
 
 
 def _begins_texts(tokenizer: Any) -> bool:

@@ -33,7 +33,7 @@ def state_dict(settings: StateDictSettings) -> Path:
     config = source.config_of(folder)
     llama.check_config(config, settings.model)
     weights = open_weights(folder, flag="--model")
-    names = llama.names(weights, config["num_hidden_layers"], settings.model)
+    names = llama.names(weights, config, settings.model)
     show_settings("export state-dict", settings)
     size = sum(weights[name].cast(settings.dtype).nbytes for name in set(names.values()))
     with staged(output, overwrite=settings.overwrite, size=size + (16 << 20)) as staging:

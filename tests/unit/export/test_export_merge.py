@@ -207,6 +207,7 @@ def edited(adapter: Path, **changes: Any) -> Path:
         ({"base_model_name_or_path": None}, "names no base model: give --base_model"),
         ({"base_model_name_or_path": "/nowhere/to/be/found"}, "no such folder: give --base_model"),
         ({"r": 8}, "gives model.layers.0.self_attn.q_proj the rank 8, its weights have 4"),
+        ({"rank_pattern": {"q_proj(": 3}}, "the pattern 'q_proj(' is no regular expression"),
         ({"lora_alpha": None}, "gives model.layers.0.self_attn.q_proj no lora_alpha"),
     ],
 )
@@ -252,6 +253,38 @@ def test_a_quantised_base_and_missing_or_cut_files_are_refused(tiny_llama: Path,
     (base / "model.safetensors").unlink()
     with pytest.raises(ModelError, match=r"model-00001-of-00002\.safetensors is missing"):
         run(adapter, tmp_path / "out", base_model=str(base))
+
+
+def test_an_adapter_that_is_nowhere_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"^--adapter /nowhere/at/all: no such folder$"):
+        run(Path("/nowhere/at/all"), tmp_path / "out")
+
+
+def test_added_tokens_that_an_adapter_brings_are_kept(tiny_llama: Path, tmp_path: Path) -> None:
+    """As trainers save them that add tokens: the whole embedding and head beside the adapter."""
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    torch.manual_seed(2)
+    model = load(tiny_llama)
+    model.resize_token_embeddings(515, mean_resizing=False)
+    config = LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=["embed_tokens", "lm_head"])
+    adapted = get_peft_model(model, config)
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    adapted.save_pretrained(tmp_path / "adapter")
+    folder = run(tmp_path / "adapter", tmp_path / "out", base_model=str(tiny_llama))
+    base = load(tiny_llama)
+    base.resize_token_embeddings(515, mean_resizing=False)
+    base.config.tie_word_embeddings = False
+    base.lm_head.weight = torch.nn.Parameter(base.lm_head.weight.detach().clone())
+    expected = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
+    tokens = torch.arange(503, 515)[None]
+    with torch.no_grad():
+        found = load(folder)(tokens).logits
+        assert found.shape[-1] == 515
+        assert (found - expected(tokens).logits).abs().max() < 1e-4
 
 
 def test_the_job_answers_with_one_line_and_writes_nothing(tiny_llama: Path, tmp_path: Path) -> None:

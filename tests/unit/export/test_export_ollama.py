@@ -164,6 +164,22 @@ def test_an_adapter_brings_the_instruction_template_it_was_trained_with(
     assert {*manifest["outputs"], "run.json"} == {path.name for path in folder.iterdir()}
 
 
+def test_an_adapter_brings_the_chat_template_and_the_tokenizer_it_was_trained_with(
+    tiny_llama: Path, tmp_path: Path
+) -> None:
+    """As the trainer leaves its folder after training on chats: no prompt template, a tokenizer of its own."""
+    base = with_template(tiny_llama, tmp_path / "base", CHATML)
+    adapter = make_adapter(base, tmp_path / "adapter")
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.chat_template = ZEPHYR
+    tokenizer.save_pretrained(adapter)
+    folder = run(tmp_path / "out", adapter=adapter)
+    template, system, stops = directives(folder)
+    assert conversation(template, system, ["a"]) == "<|user|>\na</s>\n<|assistant|>\n"
+    assert stops == FORMS["Zephyr"][1]
+    assert AutoTokenizer.from_pretrained(folder).chat_template == ZEPHYR
+
+
 def test_braces_of_a_template_are_text(tiny_llama: Path, tmp_path: Path) -> None:
     file = tmp_path / "mine.json"
     content = {"prompt_input": "{{{{a}}}} {instruction} {input}", "prompt_no_input": "{{{{a}}}} Q: {instruction}\nA:"}

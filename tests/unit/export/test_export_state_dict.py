@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from export_support import TOKENS, load, logits
+from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from alpaca_ray.errors import ModelError
@@ -166,6 +167,25 @@ def test_llama_3s_positions_are_said(tmp_path: Path) -> None:
 def test_a_llama_with_more_than_metas_is_refused(config: dict[str, Any], text: str, tmp_path: Path) -> None:
     model = make(tmp_path / "model", **config)
     with pytest.raises(ModelError, match=text):
+        run(model, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_checkpoint_that_is_not_whole_is_refused(tmp_path: Path) -> None:
+    model = make(tmp_path / "model")
+    weights = load_file(model / "model.safetensors")
+    config = json.loads((model / "config.json").read_text())
+    for name, meta in (("lm_head", "output"), ("model.layers.1.mlp.up_proj", "layers.1.feed_forward.w3")):
+        less = {key: value for key, value in weights.items() if key != f"{name}.weight"}
+        save_file(less, model / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(ModelError, match=rf"the checkpoint has no tensor for {meta}\.weight"):
+            run(model, tmp_path / "out")
+    save_file({**weights, "model.extra.weight": torch.ones(1)}, model / "model.safetensors")
+    with pytest.raises(ModelError, match=r"tensor model\.extra\.weight has no place"):
+        run(model, tmp_path / "out")
+    del config["rms_norm_eps"]
+    (model / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=r"its config\.json gives no rms_norm_eps"):
         run(model, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
