@@ -1,10 +1,10 @@
 """Export: the most memory that each command of jobs/export.py takes beyond what its libraries do, and its seconds.
 
-A Llama of `--parameters` random weights, a LoRA adapter on all its linear layers, and a tuned copy are made first. Each
-command then runs in a process of its own; what the process holds once the libraries are loaded and a tiny model has
-been built is taken off the peak. In turn with it runs what is usually done: peft's `merge_and_unload`, then
-`save_pretrained`. Peaks count pages of files that a process has mapped (`VmHWM`); the machine can take those back at
-any time, so what is really needed is less.
+A Llama of `--parameters` random weights and adapters on all its linear layers are made first: LoRA, DoRA, and LoRA
+beside a norm that was trained whole, which only peft can merge. Each command then runs in a process of its own; what
+the process holds once the libraries are loaded and a tiny model has been built is taken off the peak. Beside them runs
+what is usually done: peft's `merge_and_unload`, then `save_pretrained`. Peaks count pages of files that a process has
+mapped (`VmHWM`); the machine can take those back at any time, so what is really needed is less.
 """
 
 from __future__ import annotations
@@ -73,6 +73,8 @@ def _commands(folder: Path) -> dict[str, list[str]]:
     return {
         "usual merge": ["usual", path("base"), path("adapter"), path("usual")],
         "merge": ["merge", "--adapter", path("adapter"), "--output_dir", path("merged")],
+        "merge by peft": ["merge", "--adapter", path("saved"), "--output_dir", path("merged_by_peft")],
+        "merge, DoRA": ["merge", "--adapter", path("dora"), "--output_dir", path("merged_dora")],
         "state-dict": ["state-dict", "--model", path("merged"), "--output_dir", path("meta")],
         "diff make": ["diff", "make", "--base", path("base"), "--tuned", path("merged"), "--output_dir", path("diff")],
         "diff recover": [
@@ -105,13 +107,20 @@ def _make_models(folder: Path, parameters: int, dtype: str) -> int:
     make_tiny_model(folder / "base")  # its tokenizer
     (folder / "base" / "model.safetensors").unlink()
     model.save_pretrained(folder / "base")
-    adapted = get_peft_model(model, LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM"))
-    with torch.no_grad():
-        for name, parameter in adapted.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_(std=0.01)
-    adapted.peft_config["default"].base_model_name_or_path = str(folder / "base")
-    adapted.save_pretrained(folder / "adapter", save_embedding_layers=False)
+    kinds: dict[str, dict[str, Any]] = {
+        "adapter": {},
+        "dora": {"use_dora": True},
+        "saved": {"modules_to_save": ["norm"]},
+    }
+    for name, kind in kinds.items():
+        adapted = get_peft_model(model, LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM", **kind))
+        with torch.no_grad():
+            for parameter_name, parameter in adapted.named_parameters():
+                if "lora_B" in parameter_name:
+                    parameter.normal_(std=0.01)
+        adapted.peft_config["default"].base_model_name_or_path = str(folder / "base")
+        adapted.save_pretrained(folder / name, save_embedding_layers=False)
+        model = adapted.unload()
     return open_weights(folder / "base", flag="--base").nbytes
 
 

@@ -17,8 +17,8 @@ COMMANDS: dict[str, tuple[type[settings_of.ExportSettings], str]] = {
     "merge": (
         settings_of.MergeSettings,
         "Merge a LoRA adapter into its base model: a Hugging Face checkpoint with tokenizer, generation config and "
-        "templates. Sums are made in float32 and rounded once. DoRA, and adapters with weights of their own, are "
-        "merged by peft, with the whole model in memory once.",
+        "templates. Sums are made in float32 and rounded once. Adapters that bring more than LoRA or DoRA of "
+        "linear layers are merged by peft, with the whole model in memory once.",
     ),
     "state-dict": (
         settings_of.StateDictSettings,

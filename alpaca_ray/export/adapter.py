@@ -1,7 +1,7 @@
 """What a LoRA adapter adds to which tensor of its base. Checked against names and shapes before weights are read.
 
 The change of a weight is ``scale * B @ A`` with ``scale = alpha / r`` (Hu et al., 2021), or ``alpha / sqrt(r)`` for
-rank-stabilised LoRA (Kalajdzievski, 2023).
+rank-stabilised LoRA (Kalajdzievski, 2023). DoRA (Liu et al., 2024) then scales each row of the sum to a learnt length.
 """
 
 from __future__ import annotations
@@ -20,13 +20,15 @@ from alpaca_ray.manifest import read_json_object
 from alpaca_ray.models import is_adapter
 from alpaca_ray.serve.adapter_folder import CONFIG, WEIGHTS
 
-_KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<kind>embedding_)?(?P<part>[AB])(\.weight)?")
+_KEY = re.compile(
+    r"base_model\.model\.(?P<module>.+)\.lora_(?P<kind>embedding_)?(?P<part>A|B|magnitude_vector)(\.weight)?"
+)
 # Of an adapter's configuration, what says nothing about how the weights are used, and what is read here.
 _UNDERSTOOD = {
     "alpha_pattern", "auto_mapping", "base_model_name_or_path", "exclude_modules", "fan_in_fan_out", "inference_mode",
     "init_lora_weights", "layers_pattern", "layers_to_transform", "lora_alpha", "lora_dropout", "megatron_core",
     "peft_type", "peft_version", "qalora_group_size", "r", "rank_pattern", "revision", "runtime_config",
-    "target_modules", "task_type", "use_rslora", "merge_weights",
+    "target_modules", "task_type", "use_dora", "use_rslora", "merge_weights",
 }  # fmt: skip
 # Ways to start that leave the base as it is; others (PiSSA, OLoRA, LoftQ, ...) change it when peft loads them.
 _PLAIN_STARTS = (None, True, False, "gaussian", "orthogonal", "eva")
@@ -36,7 +38,8 @@ _PLAIN_STARTS = (None, True, False, "gaussian", "orthogonal", "eva")
 class Change:
     """What is added to one weight: names of A ``(rank, in)`` and B ``(out, rank)`` in the adapter, and the scale.
 
-    ``transposed``: the weight lies as ``(in, out)``, as GPT-2's layers and every embedding do.
+    ``transposed``: the weight lies as ``(in, out)``, as GPT-2's layers and every embedding do. ``lengths``: name of
+    DoRA's lengths of the rows, ``(out,)``.
     """
 
     module: str
@@ -44,6 +47,7 @@ class Change:
     b: str
     scale: float
     transposed: bool
+    lengths: str | None = None
 
 
 class Adapter:
@@ -109,7 +113,8 @@ class Adapter:
             if module not in skeleton.shapes:
                 raise ModelError(f"--adapter {self.folder}: is of another model: the base has no {module}")
             transposed = "embedding" in names or module in skeleton.transposed
-            change = Change(module, names["A"], names["B"], self._scale(module, names["A"]), transposed)
+            scale, lengths = self._scale(module, names["A"]), names.get("magnitude_vector")
+            change = Change(module, names["A"], names["B"], scale, transposed, lengths)
             self._check_shape(change, skeleton.shapes[module])
             found[skeleton.tensor(f"{module}.weight", base)] = change
         return found
@@ -130,6 +135,8 @@ class Adapter:
         here: tuple[int, ...] = (self.weights[change.b].shape[0], self.weights[change.a].shape[-1])
         if change.transposed:
             here = here[::-1]
+        if change.lengths and self.weights[change.lengths].shape != (self.weights[change.b].shape[0],):
+            raise ModelError(f"--adapter {self.folder}: {change.lengths} is not a length for each of its rows")
         if here != there or self.weights[change.b].shape[-1] != self.weights[change.a].shape[0]:
             raise ModelError(
                 f"--adapter {self.folder}: is of another model: {change.module} changes a weight of {here}, the "

@@ -131,6 +131,9 @@ def _plan(origin: Origin) -> tuple[dict[str, Change], dict[str, str]] | str:
         return reason
     skeleton = skeleton_of(origin.folder, flag="--base_model")
     changes = adapter.changes(skeleton, weights)
+    dora = bool(adapter.config.get("use_dora"))
+    if any(dora != bool(change.lengths) or (dora and change.transposed) for change in changes.values()):
+        return "use_dora, on other layers than linear ones"
     copies = _untied(skeleton, weights, changes)
     missing = next((name for name in changes if name not in weights and name not in copies), None)
     return f"the tensor {missing}, under another name in the base's files" if missing else (changes, copies)
@@ -153,6 +156,9 @@ def _made(name: str, tensor: Any, change: Change | None, adapter: Adapter | None
         a, b = (adapter.weights.read(part).float() for part in (change.a, change.b))
         left, right = (a.T, b.T) if change.transposed else (b, a)
         tensor = torch.addmm(tensor.float(), left, right, alpha=change.scale)
+        if change.lengths:
+            lengths = adapter.weights.read(change.lengths).float()
+            tensor = tensor * (lengths / torch.linalg.vector_norm(tensor, dim=1))[:, None]
     if tensor.dtype == kind:
         return tensor
     made = tensor.to(kind)

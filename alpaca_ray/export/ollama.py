@@ -54,12 +54,14 @@ def ollama(settings: OllamaSettings) -> Path:
 def _modelfile(origin: Origin, given: PromptTemplate | None) -> tuple[str, str]:
     """Return the Modelfile, and where its prompt comes from: what was given, an instruction template, a chat's."""
     adapter = origin.adapter.folder if origin.adapter else None
-    with (
-        tempfile.TemporaryDirectory() as scratch
-    ):  # what will lie beside the weights: the adapter's own, else the base's
+    # As it will lie beside the weights: the adapter's own, else the base's.
+    with tempfile.TemporaryDirectory() as scratch:
         source.write_config(Path(scratch), source.config_of(origin.folder))
         source.copy_companions(Path(scratch), origin.folder, adapter)
-        tokenizer = load_tokenizer(scratch)
+        try:
+            tokenizer = load_tokenizer(scratch)
+        except ModelError as error:
+            raise ModelError(str(error).replace(scratch, str(adapter or origin.name))) from error
         file = Path(scratch, PROMPT_TEMPLATE)
         template = given or (load_template(str(file)) if file.is_file() else None)
     end = [tokenizer.eos_token] if tokenizer.eos_token else []

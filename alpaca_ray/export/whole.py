@@ -1,4 +1,4 @@
-"""Merging through peft, with the model in memory once: for DoRA and whatever else is more than ``B @ A``."""
+"""Merging through peft, with the model in memory once: for adapters that are more than ``B @ A`` on linear layers."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ def merge_whole(staging: Path, origin: Origin, *, dtype: str | None, max_shard_s
     from peft import PeftModel
 
     model = load_model(str(origin.folder), flag="--base_model", dtype=dtype or "auto")
+    kind = model.dtype
     _grow(model, origin)
     skeleton = skeleton_of(origin.folder, flag="--base_model")
     ends = (skeleton.embedding, skeleton.head)
@@ -33,29 +34,26 @@ def merge_whole(staging: Path, origin: Origin, *, dtype: str | None, max_shard_s
         _untie(model)
     try:
         model = PeftModel.from_pretrained(model, adapter.folder, low_cpu_mem_usage=True)
-        _merge_layers(model)
-        model = model.merge_and_unload()
+        # In place, of a float32 change to weights of any type: rounded once, and no second copy of the model.
+        # What the adapter brings whole is in float32, and takes the model's type.
+        model = model.merge_and_unload().to(kind)
     except (ValueError, RuntimeError, KeyError, TypeError, NotImplementedError) as error:
         reason = " ".join(str(error).split())
         raise ModelError(f"--adapter {adapter.folder}: peft cannot merge it into {origin.name}: {reason}") from error
+    _check_finite(model, adapter.folder)
     model.save_pretrained(staging, max_shard_size=max_shard_size)
     return [entry.name for entry in staging.iterdir()]
 
 
-def _merge_layers(model: Any) -> None:
-    """Merge layer by layer in float32, so that a sum is rounded once, and only one layer takes twice the memory."""
+def _check_finite(model: Any, adapter: Path) -> None:
     import torch
-    from peft.tuners.tuners_utils import BaseTunerLayer
 
-    for module in model.modules():
-        if isinstance(module, BaseTunerLayer):
-            weight = module.get_base_layer().weight
-            kind = weight.dtype
-            module.float()
-            module.merge(safe_merge=True)  # raises where a sum is not finite
-            module.to(kind)
-            if not torch.isfinite(module.get_base_layer().weight).all():
-                raise ValueError(f"values too large for {kind}")
+    for name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise ModelError(
+                f"--adapter {adapter}: merged, {name} holds values that are no numbers or too large for "
+                f"{str(parameter.dtype).removeprefix('torch.')}: give --dtype bfloat16 or float32"
+            )
 
 
 def _grow(model: Any, origin: Origin) -> None:

@@ -32,10 +32,12 @@ KINDS: dict[str, dict[str, Any]] = {
     "tied head": {"target_modules": ["lm_head", "down_proj"]},
     "some layers": {"layers_to_transform": [1]},
     "DoRA": {"use_dora": True},
+    "DoRA, rank-stabilised": {"use_dora": True, "use_rslora": True, **PATTERNS, "target_modules": "all-linear"},
+    "DoRA of an embedding": {"use_dora": True, "target_modules": ["embed_tokens", "q_proj"]},
     "modules_to_save": {"modules_to_save": ["norm"]},
     "head saved whole": {"modules_to_save": ["lm_head"]},
 }
-THROUGH_PEFT = ("DoRA", "modules_to_save", "head saved whole")
+THROUGH_PEFT = ("DoRA of an embedding", "modules_to_save", "head saved whole")
 
 
 def run(adapter: Path, output: Path, **settings: Any) -> Path:
@@ -112,7 +114,7 @@ def test_shards_hold_what_one_file_holds(tiny_llama: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize("kind", ["plain", "DoRA"])
+@pytest.mark.parametrize("kind", ["plain", "DoRA", "modules_to_save"])
 def test_sums_are_rounded_once_to_the_type_asked_for(dtype: str, kind: str, tiny_llama: Path, tmp_path: Path) -> None:
     adapter = make_adapter(tiny_llama, tmp_path / "adapter", **KINDS[kind])
     exact = load_file(run(adapter, tmp_path / "exact") / "model.safetensors")
@@ -123,7 +125,7 @@ def test_sums_are_rounded_once_to_the_type_asked_for(dtype: str, kind: str, tiny
     for name, value in exact.items():
         assert rounded[name].dtype == kind_of
         # Where peft merges, the base is rounded before the sum, too.
-        scale = 1 if kind == "plain" else 3
+        scale = 3 if kind in THROUGH_PEFT else 1
         error = (rounded[name].float() - value).abs().max()
         assert error <= scale * torch.finfo(kind_of).eps / 2 * value.abs().max(), name
     assert load(folder, dtype="auto").dtype == kind_of
@@ -313,7 +315,7 @@ print("RESULT", record.peak_memory() - before, opened.weights.nbytes)
 def test_a_model_is_never_in_memory_as_a_whole(tmp_path: Path) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    shape = {"hidden_size": 512, "intermediate_size": 1536, "num_attention_heads": 8, "num_hidden_layers": 16}
+    shape = {"hidden_size": 512, "intermediate_size": 1536, "num_attention_heads": 8, "num_hidden_layers": 8}
     model = LlamaForCausalLM(LlamaConfig(vocab_size=4096, tie_word_embeddings=True, **shape))
     model.save_pretrained(tmp_path / "base")
     del model
@@ -324,7 +326,7 @@ def test_a_model_is_never_in_memory_as_a_whole(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
     line = next(line for line in done.stdout.splitlines() if line.startswith("RESULT"))
     more, whole = (int(word) for word in line.split()[1:])
-    assert whole > 200e6
+    assert whole > 100e6
     assert more < whole / 4
     with safe_open(tmp_path / "out" / "model.safetensors", "pt") as merged:
-        assert len(list(merged.keys())) == 2 + 9 * 16
+        assert len(list(merged.keys())) == 2 + 9 * 8
