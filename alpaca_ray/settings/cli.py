@@ -20,12 +20,14 @@ S = TypeVar("S", bound=Settings)
 _GIVEN = argparse.SUPPRESS  # a flag that was not given leaves no trace, so defaults stay in one place: the model
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """Argparse's parser, whose errors are ours."""
+
     def error(self, message: str) -> NoReturn:
         raise SettingsError(f"{message} (see --help)")
 
 
-def parse_settings(cls: type[S], argv: Sequence[str] | None = None, *, description: str) -> S:
+def parse_settings(cls: type[S], argv: Sequence[str] | None = None, *, description: str, prog: str | None = None) -> S:
     """Parse a command line into settings. ``--help`` prints and exits.
 
     Accepts ``--flag value``, ``--flag=value``, hyphens for underscores, and both ways of writing booleans
@@ -36,7 +38,7 @@ def parse_settings(cls: type[S], argv: Sequence[str] | None = None, *, descripti
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     names = field_names(cls)
-    parser = _build_parser(cls, description)
+    parser = _build_parser(cls, description, prog)
     namespace, unknown = parser.parse_known_args(_normalise(arguments, cls, names))
     flags = {names[key]: value for key, value in vars(namespace).items() if key in names}
     _refuse_doubles(arguments, names)
@@ -56,13 +58,19 @@ def parse_settings(cls: type[S], argv: Sequence[str] | None = None, *, descripti
     return cls.resolve(given, sources)
 
 
-def _build_parser(cls: type[Settings], description: str) -> _Parser:
+def formatter(prog: str) -> argparse.HelpFormatter:
+    """Return how ``--help`` is laid out."""
+    return argparse.HelpFormatter(prog, max_help_position=32, width=110)
+
+
+def _build_parser(cls: type[Settings], description: str, prog: str | None) -> Parser:
     positional = [name.upper() for name, field in cls.model_fields.items() if metadata(field)["positional"]]
-    parser = _Parser(
+    parser = Parser(
+        prog=prog,
         usage=" ".join(["%(prog)s", *positional, "[flags]"]),  # sixty flags in brackets would hide the description
         description=description,
         allow_abbrev=False,
-        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=32, width=110),
+        formatter_class=formatter,
     )
     parser.add_argument(
         "--config", metavar="FILE", default=_GIVEN, help="YAML file with any of these settings; flags win over it."

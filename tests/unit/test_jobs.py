@@ -15,11 +15,13 @@ from alpaca_ray.settings.generate import GenerateSettings
 from alpaca_ray.settings.report import ReportSettings
 from alpaca_ray.settings.serve import ServeSettings
 from alpaca_ray.settings.train import TrainSettings
+from jobs.export import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[2]
 JOBS = [
     ("dedup.py", DedupSettings),
     ("demo.py", DemoSettings),
+    *[(f"export.py {command}", settings) for command, (settings, _) in COMMANDS.items()],
     ("generate.py", GenerateSettings),
     ("report.py", ReportSettings),
     ("serve.py", ServeSettings),
@@ -28,12 +30,14 @@ JOBS = [
 
 
 def run(job: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "jobs" / job), *arguments]
+    """Run a job, or one command of it: ``job`` is its file, with the command's words behind it."""
+    file, *words = job.split()
+    command = [sys.executable, str(ROOT / "jobs" / file), *words, *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
 def test_no_job_is_left_out() -> None:
-    assert sorted(path.name for path in (ROOT / "jobs").glob("*.py")) == [job for job, _ in JOBS]
+    assert sorted(path.name for path in (ROOT / "jobs").glob("*.py")) == sorted({job.split()[0] for job, _ in JOBS})
 
 
 @pytest.mark.parametrize(("job", "settings"), JOBS)
@@ -54,3 +58,14 @@ def test_a_wrong_flag_is_one_line_and_exit_code_2(job: str, settings: type[Setti
     assert done.stderr.startswith("error: unknown flag --no_such_flag_at_all")
     assert done.stderr.count("\n") == 1
     assert done.stdout == ""
+
+
+def test_a_job_with_commands_lists_them_and_wants_one() -> None:
+    done = run("export.py", "--help")
+    assert done.returncode == 0
+    assert all(f"\n  {command} " in done.stdout for command in COMMANDS)
+    for wrong in (["no_such_command"], [], ["--output_dir", "x"]):
+        done = run("export.py", *wrong)
+        assert done.returncode == 2
+        assert done.stderr.count("\n") == 1
+        assert all(command in done.stderr for command in COMMANDS)

@@ -1,110 +1,24 @@
-"""Upload to a hub: huggingface_hub itself, against a server that speaks the part of the hub's API that it uses."""
+"""Upload of a report to a hub: huggingface_hub itself, against the stand-in hub."""
 
 from __future__ import annotations
 
-import base64
-import json
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
+
+from alpaca_ray.testing.hub import Hub, running_hub
 
 JOB = Path(__file__).resolve().parents[3] / "jobs" / "report.py"
 
 
-class Hub(ThreadingHTTPServer):
-    """Dataset repositories in memory: name to ``{"private": bool, "files": {path: bytes}}``."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.repos: dict[str, dict[str, Any]] = {}
-        self.tokens: set[tuple[str, str | None]] = set()
-        self.refuse_commits = False
-        self.always_public = False
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Hub
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, *_: object) -> None:
-        """Stay silent."""
-
-    def answer(self, content: Any, status: int = 200, **headers: str) -> None:
-        data = json.dumps(content).encode()
-        self.send_response(status)
-        for name, value in {"Content-Length": str(len(data)), "Content-Type": "application/json", **headers}.items():
-            self.send_header(name.replace("_", "-"), value)
-        self.end_headers()
-        self.wfile.write(data)
-
-    def do_GET(self) -> None:
-        self.server.tokens.add((self.path, self.headers.get("Authorization")))
-        if self.path == "/api/whoami-v2":
-            self.answer({"name": "me", "type": "user"})
-            return
-        name = self.path.removeprefix("/api/datasets/").split("/revision")[0].split("?")[0]
-        repo = self.server.repos.get(name)
-        if repo is None:
-            self.answer({"error": "Repository not found"}, 404, X_Error_Code="RepoNotFound")
-        else:
-            self.answer({"id": name, "private": repo["private"], "sha": "0" * 40, "siblings": [], "tags": []})
-
-    def do_POST(self) -> None:
-        self.server.tokens.add((self.path, self.headers.get("Authorization")))
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        if self.path == "/api/repos/create":
-            asked = json.loads(body)
-            name = f"{asked['organization'] or 'me'}/{asked['name']}"
-            assert asked["type"] == "dataset"
-            if name in self.server.repos:
-                self.answer({"url": f"{self.server.url}/datasets/{name}"}, 409)
-                return
-            self.server.repos[name] = {
-                "private": asked["visibility"] == "private" and not self.server.always_public,
-                "files": {},
-            }
-            self.answer({"url": f"{self.server.url}/datasets/{name}", "name": name})
-        elif self.path.endswith("/preupload/main"):
-            wanted = json.loads(body)["files"]
-            self.answer(
-                {"files": [{"path": file["path"], "uploadMode": "regular", "shouldIgnore": False} for file in wanted]}
-            )
-        elif self.path.endswith("/commit/main"):
-            if self.server.refuse_commits:
-                self.answer({"error": "You are over your storage limit"}, 403)
-                return
-            name = self.path.removeprefix("/api/datasets/").removesuffix("/commit/main")
-            repo = self.server.repos[name]
-            for line in map(json.loads, body.splitlines()):
-                if line["key"] == "file":
-                    repo["files"][line["value"]["path"]] = base64.b64decode(line["value"]["content"])
-            self.answer({"commitUrl": f"{self.server.url}/datasets/{name}/commit/{'1' * 40}", "commitOid": "1" * 40})
-        elif self.path == "/api/validate-yaml":
-            self.answer({"errors": [], "warnings": []})
-        else:
-            self.answer({"error": f"not known here: {self.path}"}, 404)
-
-
 @pytest.fixture
 def hub() -> Iterator[Hub]:
-    server = Hub()
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
-    thread.join(10)
+    with running_hub() as server:
+        yield server
 
 
 def report(hub: Hub, folder: Path, *flags: str, token: str | None = "hf_test") -> subprocess.CompletedProcess[str]:
@@ -150,7 +64,11 @@ def test_public_is_public_only_when_asked_for(hub: Hub, tmp_path: Path) -> None:
 
 
 def test_a_name_without_an_owner_is_the_token_owners(hub: Hub, tmp_path: Path) -> None:
-    hub.repos["seeds"] = {"private": False, "files": {}}  # the hub's own of that name, from before there were owners
+    hub.repos["seeds"] = {
+        "type": "dataset",
+        "private": False,
+        "files": {},
+    }  # the hub's own of that name, from before there were owners
     done = report(hub, tmp_path, "--push_to_hub", "seeds")
     assert done.returncode == 0, done.stderr
     assert "README.md" in hub.repos["me/seeds"]["files"]

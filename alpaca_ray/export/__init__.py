@@ -1,0 +1,1 @@
+"""From what training wrote to what other programs read: merged checkpoints, Meta's layout, differences, Ollama."""
