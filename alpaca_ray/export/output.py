@@ -13,7 +13,7 @@ from pathlib import Path
 from alpaca_ray.errors import OutputError
 from alpaca_ray.manifest import FILE_NAME as MANIFEST_FILE
 from alpaca_ray.manifest import read_json_object
-from alpaca_ray.models import cache_folder
+from alpaca_ray.models import CACHE_ENV, cache_folder
 from alpaca_ray.storage import check_output, hold_name, make_folder, sync_folder, umask
 
 STAGE = "export"
@@ -60,7 +60,7 @@ def staged(folder: Path, *, overwrite: bool, size: int) -> Iterator[Path]:
         OutputError: as ``check``; another run holds the folder; or the disk has no room.
     """
     check(folder, overwrite=overwrite)
-    with hold_name(folder, cache_folder()):
+    with hold_name(folder, cache_folder(), CACHE_ENV):
         check(folder, overwrite=overwrite)
         make_folder(folder.parent)
         prefix = f".{folder.name}.export-"
