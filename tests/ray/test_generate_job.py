@@ -55,6 +55,8 @@ def job_at_work(folder: Path, server: StandInServer) -> Iterator[subprocess.Pope
         text=True,
         start_new_session=True,
         env=environment,
+        # Where the tests themselves run in the background of a shell, an interrupt is ignored, by children too.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         journal = folder / "journal.jsonl"
