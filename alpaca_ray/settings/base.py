@@ -187,7 +187,8 @@ def _one_line(error: pydantic.ValidationError, given: dict[str, Any], sources: d
         return f"--{name} is required"
     if first["type"] == "extra_forbidden":
         return f"unknown setting {name!r}"
-    message = message.removeprefix("Value error, ").removeprefix("Input should be ").replace("a valid ", "a ")
+    message = message.removeprefix("Value error, ").removeprefix("Input should be ")
+    message = message.replace("a valid integer", "an integer").replace("a valid ", "a ").partition(", unable to")[0]
     source = sources.get(name, "")
     where = f"{source.removeprefix('config ')}: {name}" if source.startswith("config ") else f"--{name}"
     if first["type"] == "value_error":

@@ -185,15 +185,35 @@ def _literal(text: str) -> Any:
     return yaml.safe_load(text)
 
 
+class _OncePerKey(yaml.SafeLoader):
+    """YAML's safe loader, but for a key that stands twice, of which it would silently take the last."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        """Return a mapping.
+
+        Raises:
+            yaml.constructor.ConstructorError: a key stands twice.
+        """
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, str) and key in seen:
+                raise yaml.constructor.ConstructorError(problem=f"{key} stands twice", problem_mark=key_node.start_mark)
+            seen.add(key if isinstance(key, str) else "")
+        return super().construct_mapping(node, deep)
+
+
 def _read_config(path: str, cls: type[Settings], names: dict[str, str]) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
+        content = yaml.load(Path(path).expanduser().read_text(encoding="utf-8"), _OncePerKey)
     except OSError as error:
         raise SettingsError(f"--config {path}: {error.strerror}") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
-        raise SettingsError(f"{path}{where}: not valid YAML: {getattr(error, 'problem', error)}") from error
+        problem = getattr(error, "problem", error)
+        twice = isinstance(error, yaml.constructor.ConstructorError)
+        raise SettingsError(f"{path}{where}: {'' if twice else 'not valid YAML: '}{problem}") from error
     if content is None:
         return {}
     if not isinstance(content, dict):

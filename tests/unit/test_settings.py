@@ -105,7 +105,7 @@ def test_none_and_passthrough() -> None:
     [
         (["--stepz", "3"], r"unknown flag --stepz: did you mean --steps\?"),
         (["--frobnicate"], r"unknown flag --frobnicate"),
-        (["--steps", "many"], r"--steps 'many': must be a integer|--steps 'many': must be an? .*integer"),
+        (["--steps", "many"], r"--steps 'many': must be an integer$"),
         (["--rate", "-1"], r"--rate '-1': must be greater than 0"),
         (["--mode", "sometimes"], r"--mode 'sometimes': must be 'no' or 'steps'"),
         (["--quiet", "perhaps"], r"--quiet 'perhaps': must be a .*boolean"),
@@ -128,6 +128,7 @@ def test_bad_flags(argv: list[str], message: str) -> None:
         ("steps: many", r"c\.yaml: steps 'many': must be"),
         ("- a", r"must hold settings"),
         ("a: [", r"line 1: not valid YAML|line 2: not valid YAML"),
+        ("steps: 1\nsteps: 2", r"line 2: steps stands twice"),
         ("rate: 1\nspeed: 2", r"rate and speed are the same setting"),
     ],
 )
