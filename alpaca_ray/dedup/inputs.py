@@ -8,7 +8,6 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 from alpaca_ray import __version__
 from alpaca_ray.console import say
@@ -93,7 +92,7 @@ class Inputs:
         """What the decisions depend on: settings, and the content of what is read (of a hub's or a bucket's the name).
 
         Raises:
-            DataError: a ``run.json`` beside a file is broken.
+            DataError: a ``run.json`` beside a file is broken, or a file cannot be read.
         """
         files = []
         for flag, source in self.all:
@@ -101,7 +100,7 @@ class Inputs:
             if path is not None:
                 read_manifest(path.parent)  # its run is named in ours: better refused now than at the end
             if flag == "data_path":
-                files.append([source, file_digest(path) if path is not None else None])
+                files.append([source, _content(source, path) if path is not None else None])
         prompts = self.decontaminator.prompts if self.decontaminator else []
         return {
             "version": __version__,
@@ -112,10 +111,19 @@ class Inputs:
         }
 
 
+def _content(source: str, path: Path) -> str:
+    try:
+        return file_digest(path)
+    except OSError as error:
+        raise DataError(f"{source}: cannot be read: {error.strerror}") from error
+
+
 def _local(source: str) -> Path | None:
     """Return the file that a source means on this machine; None for a hub's and a bucket's."""
     if source.startswith("file://"):
-        return Path(unquote(urlsplit(source).path))
+        import fsspec
+
+        return Path(fsspec.core.strip_protocol(source))  # as it is read: without decoding of `%20`
     name, on_hub = locate(source)
     path = Path(name)
     return None if on_hub or not path.is_file() else path

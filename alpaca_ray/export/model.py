@@ -90,7 +90,7 @@ def write_model(staging: Path, origin: Origin, *, dtype: str | None, max_shard_s
             made in float32 and rounded once.
 
     Raises:
-        ModelError: the adapter does not fit, or a value is too large for the type.
+        ModelError: the adapter does not fit or makes values that are no numbers, or one is too large for the type.
     """
     config = dict(source.config_of(origin.folder))
     names = []
@@ -155,10 +155,16 @@ def _made(name: str, tensor: Any, change: Change | None, adapter: Adapter | None
     if change and adapter:
         a, b = (adapter.weights.read(part).float() for part in (change.a, change.b))
         left, right = (a.T, b.T) if change.transposed else (b, a)
-        tensor = torch.addmm(tensor.float(), left, right, alpha=change.scale)
+        base = tensor
+        tensor = torch.addmm(base.float(), left, right, alpha=change.scale)
         if change.lengths:
             lengths = adapter.weights.read(change.lengths).float()
             tensor = tensor * (lengths / torch.linalg.vector_norm(tensor, dim=1))[:, None]
+        if torch.isfinite(base).all() and not torch.isfinite(tensor).all():
+            raise ModelError(
+                f"--adapter {adapter.folder}: merged, {name} holds values that are no numbers or too large: did its "
+                "training diverge? Give an earlier checkpoint"
+            )
     if tensor.dtype == kind:
         return tensor
     made = tensor.to(kind)

@@ -64,7 +64,7 @@ def staged(folder: Path, *, overwrite: bool, size: int) -> Iterator[Path]:
         check(folder, overwrite=overwrite)
         make_folder(folder.parent)
         prefix = f".{folder.name}.export-"
-        for left in folder.parent.glob(f"{prefix}*"):  # of a run that was killed: we hold the name
+        for left in folder.parent.glob(f"{prefix}{'?' * 8}"):  # of a run that was killed: we hold the name
             shutil.rmtree(left)
         free = shutil.disk_usage(folder.parent).free
         if free < size:

@@ -151,7 +151,8 @@ def copy_of(uri: str, whole: tuple[str, ...]) -> Iterator[Bucket]:
                 shutil.rmtree(folder, ignore_errors=True)
                 _lock_of(folder).unlink(missing_ok=True)
     except OSError as error:
-        if error.filename is None or not Path(str(error.filename)).is_relative_to(copies):
+        at = Path(str(error.filename))
+        if error.filename is None or not (at.is_relative_to(copies) or copies.is_relative_to(at)):
             raise
         raise OutputError(f"{copies}: cannot be written: {error.strerror}; {CACHE_ENV} names another place") from error
 

@@ -15,6 +15,7 @@ from alpaca_ray.models import CACHE_ENV, cache_folder
 from alpaca_ray.storage import hold_name, hold_output, location, make_folder, used_by
 
 REPLACED = ".replaced"
+_ALL = "all"  # in it, once everything that is overwritten is there: what lies outside is a new run's then
 
 
 class Claim:
@@ -83,9 +84,19 @@ class Claim:
         if self._settled:
             return
         self._settled = True
-        shutil.rmtree(self.folder / REPLACED, ignore_errors=True)
+        aside = self.folder / REPLACED
+        (aside / _ALL).unlink(missing_ok=True)
+        shutil.rmtree(aside, ignore_errors=True)
         if self.bucket is not None:
-            self.bucket.remove(REPLACED)
+            self.bucket.remove(f"{REPLACED}/{_ALL}", REPLACED)
+
+    @property
+    def put_aside(self) -> str | None:
+        """Where the run that is overwritten is kept, as long as nothing is in its place."""
+        aside = self.folder / REPLACED
+        if self._settled or not used_by(aside, OURS):
+            return None
+        return self.where(REPLACED)
 
     def undo(self) -> None:
         """Take away what a run that got no answer has put there, and put back what was there before."""
@@ -93,13 +104,14 @@ class Claim:
         new = [name for name in OURS if name not in before]
         for name in new:
             (self.folder / name).unlink(missing_ok=True)
-        if self.bucket is not None:
-            self.bucket.remove(*new)
         aside = self.folder / REPLACED
+        (aside / _ALL).unlink(missing_ok=True)
         for path in aside.iterdir() if aside.is_dir() else ():
             path.replace(self.folder / path.name)
-            if self.bucket is not None:
-                self.bucket.move(f"{REPLACED}/{path.name}", path.name)
+        if self.bucket is not None:
+            self.bucket.remove(*new, f"{REPLACED}/{_ALL}")
+            for name in OURS:  # also what a killed run has put aside, of which this copy holds nothing
+                self.bucket.move(f"{REPLACED}/{name}", name)
         self.settle()
         self._held.close()  # the lock's file is in the folder
         for folder in reversed(self._made):
@@ -118,22 +130,24 @@ class Claim:
         return location(self.folder / name) if self.bucket is None else f"{self.bucket.uri}/{name}"
 
     def _put_aside(self) -> None:
-        aside = self.folder / REPLACED
-        if aside.exists():  # of a run that was killed before it had an answer: what that one replaced is what counts
-            for path in used_by(self.folder, OURS):
+        """Put aside what is there; after a run that was killed before it had an answer, what that one replaced."""
+        mark = self.folder / REPLACED / _ALL
+        mark.parent.mkdir(exist_ok=True)
+        for path in used_by(self.folder, OURS):
+            if mark.exists():
                 path.unlink()
-        else:
-            aside.mkdir()
-            for path in used_by(self.folder, OURS):
-                path.replace(aside / path.name)
+            else:
+                path.replace(mark.parent / path.name)
+        mark.touch()
         if self.bucket is None:
             return
-        kept = self.bucket.holds(REPLACED)
+        kept = self.bucket.holds(f"{REPLACED}/{_ALL}")
         for name in OURS:
             if kept:
                 self.bucket.remove(name)
-            elif self.bucket.holds(name):
+            else:
                 self.bucket.move(name, f"{REPLACED}/{name}")
+        self.bucket.publish(f"{REPLACED}/{_ALL}")
 
     def _hold(self, stack: ExitStack) -> None:
         stack.enter_context(hold_output(self.folder))

@@ -213,7 +213,8 @@ class Ledger:
         if self._journal is None:
             await self._notify()
         else:
-            await self._write()
+            # Of its own: a call that is given up must not leave a write behind that nobody waits for.
+            await asyncio.shield(self._later(self._write()))
         await asyncio.gather(*map(asyncio.shield, waiting))
 
     async def fail(self, error: AlpacaRayError) -> None:
@@ -286,10 +287,11 @@ class Ledger:
             if self._sent.mirrored:
                 await asyncio.get_running_loop().run_in_executor(None, self._sent.flush)
 
-    def _later(self, work: Coroutine[Any, Any, None]) -> None:
+    def _later(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)  # the loop itself keeps no hold of it
         task.add_done_callback(self._tasks.discard)
+        return task
 
     def _has_news(self) -> bool:
         waits = self._journal is None and self._unwritten

@@ -117,6 +117,8 @@ class Session:
                 self.claim.undo()
             elif self.opened:
                 self._write()
+                if self.claim.put_aside:
+                    say(f"no answer came: the run that --overwrite replaces is kept in {self.claim.put_aside}")
                 if isinstance(failure, KeyboardInterrupt | SystemExit):
                     say(f"stopped with {len(self.processor.records)} instructions kept: --resume goes on")
         self.result.finish(self._metrics(), self.exhausted)
@@ -219,13 +221,14 @@ class Session:
             )
 
     def _count(self, delivery: Delivery) -> None:
-        self.seen += len(delivery.outcomes)
         if any(outcome.error in _ANSWERS for outcome in delivery.outcomes):
             self.heard = time.monotonic()
         if delivery.outcomes:
             self.highest = max(self.highest, *(outcome.request_id for outcome in delivery.outcomes))
-        self.tally.add(delivery.outcomes)
-        self.processor.offer(delivery.outcomes)
+        with interrupts_later():  # one in between would leave answers out that count as seen
+            self.seen += len(delivery.outcomes)
+            self.tally.add(delivery.outcomes)
+            self.processor.offer(delivery.outcomes)
         self.spent, self.reserved = delivery.spent, delivery.reserved
         self.exhausted = delivery.exhausted
         for note in delivery.notes:
@@ -283,7 +286,7 @@ class Session:
     def _write(self) -> None:
         before = time.monotonic()
         self.result.write(self._metrics())
-        if self.tally.requests:
+        if self.tally.requests > self.tally.failed:
             self.claim.settle()
         self.written_at = time.monotonic()
         self.writing = self.written_at - before

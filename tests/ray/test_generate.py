@@ -343,6 +343,23 @@ def test_a_used_folder_is_left_alone(teacher: StandInServer, tmp_path: Path) -> 
     assert (tmp_path / "mine.txt").read_text() == "keep"
 
 
+def test_a_teacher_that_never_answers_costs_no_earlier_run(
+    ray_cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is to be overwritten gives way to an answer, and to nothing else."""
+    with standin(StandIn.resolve({})) as server:
+        run(tmp_path, server, num_instructions_to_generate=5)
+    before = {name: (tmp_path / name).read_bytes() for name in names(tmp_path)}
+    with standin(StandIn.resolve({"rate_500": 1.0})) as server, pytest.raises(GenerationError, match="all failed"):
+        run(tmp_path, server, overwrite=True, max_retries=0, num_instructions_to_generate=5)
+    aside = tmp_path / ".replaced"
+    assert f"the run that --overwrite replaces is kept in {aside}" in capsys.readouterr().out
+    assert {name: (aside / name).read_bytes() for name in before} == before
+    with standin(StandIn.resolve({})) as server:
+        run(tmp_path, server, resume=True, num_instructions_to_generate=5)
+    assert names(tmp_path) == sorted(before), "an answer is there now"
+
+
 def test_a_chat_teacher(teacher: StandInServer, tmp_path: Path) -> None:
     run(tmp_path, teacher, num_instructions_to_generate=5, api="chat")
     assert len(read_json(tmp_path / "regen.json")) == 5

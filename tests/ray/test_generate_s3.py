@@ -19,6 +19,8 @@ from moto.server import ThreadedMotoServer
 from test_generate import CLASSIC, read_json
 from test_generate_chaos import digest_of, kill_everything
 
+from alpaca_ray.generate.bucket import Bucket
+from alpaca_ray.generate.folder import WHOLE
 from alpaca_ray.rows import read_rows
 from alpaca_ray.testing.teacher import StandIn, StandInServer, standin
 
@@ -140,6 +142,16 @@ def test_a_run_into_a_bucket_outlives_its_machine(s3: Any, tmp_path: Path) -> No
         assert metrics["cost"]["tokens_at_most"] >= server.tokens["prompt"] + server.tokens["completion"]
     assert s3.cat_file("runs/run/regen.json") == (tmp_path / "local" / "regen.json").read_bytes()
     assert read_json(tmp_path / "local" / "metrics.json")["kept"] == metrics["kept"]
+
+
+def test_what_another_process_writes_into_the_bucket_is_seen(s3: Any, tmp_path: Path) -> None:
+    """The journal's writer is a process of its own: what a client remembers of a listing is out of date."""
+    bucket = Bucket("s3://runs/run", tmp_path, WHOLE)
+    for number in range(3):
+        s3.pipe_file(f"runs/run/journal.jsonl/{number:010d}", b"%d\n" % number)
+        assert len(list(bucket.segments("journal.jsonl").read())) == number + 1
+    bucket.remove("journal.jsonl")
+    assert not s3.find("runs/run")
 
 
 def test_a_bucket_that_is_not_there_is_one_line(s3: Any) -> None:

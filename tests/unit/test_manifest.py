@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from alpaca_ray.errors import DataError
-from alpaca_ray.manifest import data_file_of, describe_inputs, read_manifest, write_manifest
+from alpaca_ray.manifest import data_file_of, describe_inputs, is_unfinished, read_manifest, write_manifest
 
 
 def test_it_records_inputs_outputs_and_the_parent_run(tmp_path: Path) -> None:
@@ -113,6 +115,33 @@ def test_an_input_that_cannot_be_described_is_told_before_and_does_not_cost_the_
     assert entry["name"] == str(source)
     assert "not valid JSON" in entry["not_described"]
     assert read_manifest(out) is not None
+
+
+def test_a_folder_is_unfinished_between_its_first_figures_and_its_mark(tmp_path: Path) -> None:
+    found = [is_unfinished(tmp_path)]
+    for name in ("metrics.json", "run.json"):
+        (tmp_path / name).write_text("{}")
+        found.append(is_unfinished(tmp_path))
+    assert found == [False, True, False]
+
+
+def test_a_manifest_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_manifest(tmp_path, "x", settings={"a": 1})
+    before = (tmp_path / "run.json").read_bytes()
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_manifest(tmp_path, "x", settings={"a": 2})
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"run.json": before}
+
+
+def test_of_files_that_no_manifest_names_the_generated_ones_come_first(tmp_path: Path) -> None:
+    for name in ("alpaca_data.json", "kept.jsonl", "regen.json"):
+        (tmp_path / name).write_text("[]")
+        assert data_file_of(tmp_path).name == name
 
 
 def test_no_manifest(tmp_path: Path) -> None:

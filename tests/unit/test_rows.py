@@ -108,6 +108,15 @@ def test_bytes_that_are_no_text_are_named(tmp_path: Path) -> None:
     path.write_bytes(b'{"a": 1}\n{"a": "\xff"}\n')
     with pytest.raises(DataError, match=r"d\.jsonl, line 2: not UTF-8"):
         list(read_rows(str(path)))
+    path.write_bytes(b'{"a": 1}\n\xc3')  # cut off within a character
+    with pytest.raises(DataError, match=r"d\.jsonl, line 2: not UTF-8"):
+        list(read_rows(str(path)))
+
+
+def test_one_object_over_several_lines_is_no_line_of_its_own(tmp_path: Path) -> None:
+    for name, words in (("d.json", "must hold a JSON list of records, not one dict"), ("d.jsonl", "line 1: not valid")):
+        with pytest.raises(DataError, match=words):
+            list(read_rows(save(tmp_path / name, '{\n"a": 1\n}\n')))
 
 
 def test_parquet_and_folders(tmp_path: Path) -> None:
@@ -218,5 +227,6 @@ def test_a_file_that_fails_in_the_middle_is_one_line(tmp_path: Path, monkeypatch
 
 
 def test_missing_files() -> None:
-    with pytest.raises(DataError, match="no such file or folder"):
-        list(read_rows("/nowhere/at/all.json"))
+    for name in ("/nowhere/at/all.json", "./nowhere", "../nowhere", "nowhere/all.jsonl"):  # of no file, and no hub id
+        with pytest.raises(DataError, match="no such file or folder"):
+            locate(name)

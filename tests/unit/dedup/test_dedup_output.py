@@ -43,14 +43,38 @@ def test_what_is_read_is_never_written(tmp_path: Path) -> None:
     folder.mkdir()
     kept = save(folder / "kept.jsonl", some_records(1, 20))
     (tmp_path / "link.jsonl").symlink_to(kept)
+    (tmp_path / "li%6ek#.jsonl").symlink_to(kept)  # a file's address stands for itself
     before = contents(folder)
-    for source in (kept, str(folder), str(tmp_path / "link.jsonl"), f"file://{kept}"):
+    for source in (
+        kept,
+        str(folder),
+        str(tmp_path / "link.jsonl"),
+        f"file://{kept}",
+        f"file://{tmp_path}/li%6ek#.jsonl",
+    ):
         with pytest.raises(OutputError, match=r"^--data_path .*: is kept\.jsonl of --output_dir"):
             run(folder, other, source, overwrite=True)
     for flag, given in (("seed_tasks_path", kept), ("decontaminate", [kept])):
         with pytest.raises(OutputError, match=rf"^--{flag} .*: is kept\.jsonl of --output_dir"):
             run(folder, other, overwrite=True, **{flag: given})
     assert contents(folder) == before
+
+
+@pytest.mark.parametrize(("name", "words"), [("none.jsonl", "No such file"), ("", "Is a directory")])
+def test_an_address_of_no_file_is_one_line_and_leaves_nothing(tmp_path: Path, name: str, words: str) -> None:
+    with pytest.raises(DataError, match=rf"^file://.*/{name}: cannot be read: {words}"):
+        run(tmp_path / "out", f"file://{tmp_path}/{name}")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_files_address_is_read_as_it_stands(tmp_path: Path) -> None:
+    for name in ("a b.jsonl", "a%20b.jsonl", "a#b.jsonl"):
+        records = some_records(len(name), 5)
+        source = save(tmp_path / name, records)
+        folder = run(tmp_path / f"out {name}", f"file://{source}")
+        assert (folder / "kept.jsonl").read_bytes() == (
+            run(tmp_path / "plain", source, overwrite=True) / "kept.jsonl"
+        ).read_bytes()
 
 
 def test_inputs_are_described_as_they_were_read(tmp_path: Path) -> None:

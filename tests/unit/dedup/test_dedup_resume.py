@@ -16,7 +16,7 @@ import pytest
 from dedup_support import FILES, run, save, some_records
 
 import alpaca_ray
-from alpaca_ray.dedup import output, unfinished
+from alpaca_ray.dedup import inputs, output, unfinished
 from alpaca_ray.dedup import run as dedup_run
 from alpaca_ray.dedup.account import Account
 from alpaca_ray.dedup.stream import read_items
@@ -107,6 +107,12 @@ def test_an_unfinished_run_is_neither_lost_nor_mixed_with_another(
     evaluation = save(tmp_path / "e.json", some_records(9, 3))
     with pytest.raises(OutputError, match="files: --decontaminate; use"):
         run(folder, source, resume=True, decontaminate=[evaluation])
+    with pytest.raises(OutputError, match=r"--decontaminate, --decontaminate_threshold \(there .*, now 0\.5\); use"):
+        run(folder, source, resume=True, decontaminate=[evaluation], decontaminate_threshold=0.5)
+    with monkeypatch.context() as patched:
+        patched.setattr(inputs, "__version__", "9.9")
+        with pytest.raises(OutputError, match=r"alpaca_ray itself \(there .*, now 9\.9\)"):
+            run(folder, source, resume=True)
     text = Path(source).read_text()
     Path(source).write_text(text.replace("o7", "o8"))
     with pytest.raises(OutputError, match="files: --data_path; use"):
@@ -163,6 +169,26 @@ def test_what_is_noted_is_on_the_disk(tmp_path: Path) -> None:
             found = unfinished.look(tmp_path / unfinished.FOLDER)
             assert found is not None
             assert (found.progress.records, found.progress.kept, found.complete) == (2 * number + 2, number + 1, False)
+
+
+def test_what_is_noted_is_synchronised_before_it_is_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sync, synced = os.fsync, []
+
+    def fsync(descriptor: int) -> None:
+        sync(descriptor)
+        here = os.fstat(descriptor).st_ino
+        synced.extend(path.name for path in (tmp_path / unfinished.FOLDER).iterdir() if path.stat().st_ino == here)
+
+    with output.Results(tmp_path, {}) as results:
+        results.keep({"instruction": "i"}, "d: record 0")
+        monkeypatch.setattr(os, "fsync", fsync)
+        results.note(1, 1, {}, 0.5)
+        assert synced == ["kept.jsonl", "rejected.jsonl", "progress.jsonl"]
+
+
+def test_a_run_that_named_less_of_what_decides_is_another(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match=r"--tokenizer \(there None, now rouge\)"):
+        unfinished.check_same({"threshold": 0.7}, {"threshold": 0.7, "tokenizer": "rouge"}, tmp_path)
 
 
 def test_a_record_at_fault_leaves_nothing_to_go_on_from(tmp_path: Path) -> None:

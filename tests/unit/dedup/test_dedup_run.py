@@ -13,6 +13,7 @@ from dedup_support import FILES, expected, lines, run, save, some_records
 
 import alpaca_ray
 from alpaca_ray.dedup import run as dedup_run
+from alpaca_ray.dedup.stream import read_items
 from alpaca_ray.errors import DataError, OutputError, UserError
 from alpaca_ray.novelty.search import Found, LocalSearcher
 from alpaca_ray.novelty.tokens import TokenLists
@@ -123,6 +124,14 @@ def test_ids_count_occurrences_over_all_files_and_seed_tasks_have_none(tmp_path:
     assert [row["id"] for row in lines(folder / "rejected.jsonl")] == [f"{digest(record)}-{n}" for n in (1, 2)]
 
 
+def test_an_id_that_says_nothing_is_none(tmp_path: Path) -> None:
+    record = {"instruction": "say a b c", "output": "x"}
+    sources = [save(tmp_path / f"{number}.json", [row]) for number, row in enumerate(({**record, "id": None}, record))]
+    (first, *_), (second, *_) = (list(read_items([source])) for source in sources)
+    assert isinstance(first.record["id"], str)
+    assert first.record["id"][-2:] == second.record["id"][-2:] == "-0"
+
+
 def test_the_tokenizer_decides(tmp_path: Path) -> None:
     rows = [{"instruction": text, "output": "x"} for text in ("写一首关于大海的诗。", "写一首关于大海的短诗")]
     path = save(tmp_path / "d.json", rows)
@@ -186,6 +195,7 @@ def test_every_hub_source_is_opened_before_the_first_is_read(tmp_path: Path, mon
     [
         ('{"instruction": "ok a b"}\n{"instruction": \n', "bad.jsonl, line 2: not valid JSON"),
         ('{"instruction": "ok a b"}\n{"output": "x"}\n', "bad.jsonl: record 1: has no 'instruction'"),
+        ('{"instruction": "ok a b"}\n{"instruction": " \\t"}\n', "bad.jsonl: record 1: has no 'instruction'"),
         ('{"instruction": "ok a b"}\n[1]\n', "bad.jsonl: record 1: must be an object"),
         ("\n", "bad.jsonl: holds no records"),
     ],
@@ -198,6 +208,27 @@ def test_bad_input_leaves_nothing(tmp_path: Path, text: str, message: str) -> No
         run(tmp_path / "deep" / "out", good, str(bad))
     assert message in str(caught.value)
     assert {path.name for path in tmp_path.iterdir()} == {"good.json", "bad.jsonl"}
+
+
+def test_seeds_that_are_none_leave_nothing(tmp_path: Path) -> None:
+    source, seeds = save(tmp_path / "d.jsonl", some_records(1, 5)), save(tmp_path / "s.jsonl", [])
+    with pytest.raises(DataError, match=r"s\.jsonl: holds no records"):
+        run(tmp_path / "out", source, seed_tasks_path=seeds)
+    assert not (tmp_path / "out").exists()
+
+
+def test_records_of_a_run_that_has_not_finished_come_with_a_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    save(folder / "regen.json", some_records(1, 5))
+    (folder / "metrics.json").write_text("{}")
+    run(tmp_path / "a", str(folder))
+    assert f"warning: the run in {folder} has not finished" in capsys.readouterr().out
+    (folder / "run.json").write_text("{}")
+    run(tmp_path / "b", str(folder))
+    assert "has not finished" not in capsys.readouterr().out
 
 
 def test_a_failed_run_leaves_the_results_of_an_earlier_one(tmp_path: Path) -> None:

@@ -131,6 +131,21 @@ def test_sums_are_rounded_once_to_the_type_asked_for(dtype: str, kind: str, tiny
     assert load(folder, dtype="auto").dtype == kind_of
 
 
+@pytest.mark.parametrize("kind", ["plain", "DoRA", "modules_to_save"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_an_adapter_whose_training_diverged_is_refused(
+    kind: str, value: float, tiny_llama: Path, tmp_path: Path
+) -> None:
+    adapter = make_adapter(tiny_llama, tmp_path / "adapter", **KINDS[kind])
+    weights = load_file(adapter / "adapter_model.safetensors")
+    name = next(name for name in weights if "q_proj.lora_B" in name)
+    weights[name][0, 0] = value
+    save_file(weights, adapter / "adapter_model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match=r"merged, .*q_proj\.weight holds values that are no numbers or too large"):
+        run(adapter, tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter"]
+
+
 def test_a_value_too_large_for_float16_is_refused(tiny_llama: Path, tmp_path: Path) -> None:
     adapter = make_adapter(tiny_llama, tmp_path / "adapter", lora_alpha=10_000_000)
     with pytest.raises(ModelError, match=r"q_proj\.weight holds values too large for it: give bfloat16"):
@@ -184,13 +199,16 @@ def test_a_run_killed_while_it_moved_its_files_is_started_anew(tiny_llama: Path,
     (output / "notes.txt").write_text("mine")
     (output / ".export_files.json").write_text('{"files": ["model.safetensors", "config.json"]}')
     (output / "model.safetensors").write_text("half")
-    left = tmp_path / ".out.export-abc"
+    left = tmp_path / ".out.export-abcd1234"
     left.mkdir()
+    other = tmp_path / ".out.export-b.export-abcd1234"  # of an export into `out.export-b` that is at work
+    other.mkdir()
     with pytest.raises(OutputError, match="give --overwrite"):
         run(adapter, output)
     run(adapter, output, overwrite=True)
     same_answers(tiny_llama, adapter, output)
     assert not left.exists()
+    assert other.exists()
     assert not (output / ".export_files.json").exists()
     assert (output / "notes.txt").read_text() == "mine"
 

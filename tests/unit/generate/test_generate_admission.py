@@ -52,6 +52,16 @@ def granted(found: Admission) -> list[int]:
     return [grant.request_id for _, grant, _ in found.grant()[0]]
 
 
+def test_a_request_under_way_is_not_granted_again() -> None:
+    found = admission()
+    found.want("a", wants(0, 1))
+    assert granted(found) == [0, 1]
+    found.want("b", wants(1))
+    found.want("a", wants(0, 2))
+    assert granted(found) == [2]
+    assert (found.in_flight, found.budget.reserved) == (3, Tokens(30, 270))
+
+
 def test_the_lowest_number_goes_first_whoever_asks() -> None:
     found = admission(max_in_flight=3)
     found.want("a", wants(7, 5))

@@ -7,19 +7,22 @@ import json
 import os
 import pickle
 import threading
+import time
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import fsspec
 import pytest
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from alpaca_ray.errors import DataError, OutputError
 from alpaca_ray.generate import lease, segments
 from alpaca_ray.generate.bucket import Bucket, copy_of
-from alpaca_ray.generate.folder import OURS, WHOLE
+from alpaca_ray.generate.claim import Claim
+from alpaca_ray.generate.folder import OURS, WHOLE, inspect
 from alpaca_ray.generate.journal import Header, Journal, Outcome, read_journal
 from alpaca_ray.generate.lease import Lease
 from alpaca_ray.generate.segments import Segments, reaching
@@ -78,6 +81,32 @@ def test_objects_that_a_larger_one_replaces_do_not_count_twice(store: tuple[Any,
     assert b"".join(opened(store).read()) == b"a\nb\n"
     opened(store).append(b"c\n")
     assert b"".join(opened(store).read()) == b"a\nb\nc\n"
+
+
+@pytest.mark.parametrize("left", [0, 1])
+def test_a_merge_that_was_cut_off_while_it_removed_the_pieces_is_whole(store: tuple[Any, str], left: int) -> None:
+    for name, data in ((f"{left:010d}", b"ab"[left : left + 1] + b"\n"), ("0000000000-0000000001", b"a\nb\n")):
+        store[0].pipe_file(f"{store[1]}/j/{name}", data)
+    assert b"".join(opened(store).read()) == b"a\nb\n"
+    opened(store).append(b"c\n")
+    assert b"".join(opened(store).read()) == b"a\nb\nc\n"
+
+
+def test_pieces_stay_until_what_is_made_of_them_is_whole(
+    store: tuple[Any, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(segments, "_MERGE", 4)
+    writer = opened(store)
+    for line in lines(range(4)):
+        writer.append(line)
+    write = store[0].pipe_file
+    with monkeypatch.context() as patched:
+        patched.setattr(store[0], "pipe_file", lambda path, data, **more: write(path, data[:-3], **more))
+        with pytest.raises(OutputError, match="0000000000-0000000003 was not written whole"):
+            writer.append(b"late\n")
+    assert b"".join(opened(store).read()) == b"".join(lines(range(4)))
+    opened(store).append(b"late\n")
+    assert b"".join(opened(store).read()) == b"".join([*lines(range(4)), b"late\n"])
 
 
 def test_a_part_that_is_missing_is_said(store: tuple[Any, str]) -> None:
@@ -139,8 +168,11 @@ def test_a_journal_that_is_one_object_is_named(store: tuple[Any, str]) -> None:
         opened(store)
 
 
+@pytest.mark.parametrize(
+    "error", [OSError("PreconditionFailed: 412"), OSError(errno.EINVAL, "Invalid argument")], ids=["words", "number"]
+)
 def test_a_store_that_answers_a_taken_name_in_other_words(
-    store: tuple[Any, str], monkeypatch: pytest.MonkeyPatch
+    store: tuple[Any, str], monkeypatch: pytest.MonkeyPatch, error: OSError
 ) -> None:
     writer = opened(store)
     writer.append(b"a\n")
@@ -148,7 +180,7 @@ def test_a_store_that_answers_a_taken_name_in_other_words(
     writer.append(b"b\n")
 
     def refused(*_: Any, **__: Any) -> None:
-        raise OSError("PreconditionFailed: 412")
+        raise error
 
     monkeypatch.setattr(store[0], "pipe_file", refused)
     with pytest.raises(OutputError, match="another run has written in it"):
@@ -179,6 +211,8 @@ def test_an_error_of_a_client_is_one_line_of_ours() -> None:
         reaching("s3://b"),
     ):
         raise OddError("no key\nand more")
+    with pytest.raises(OutputError, match=r"^mine$"), reaching("s3://b"):
+        raise OutputError("mine")
 
 
 @pytest.fixture
@@ -196,6 +230,12 @@ def test_a_run_at_work_keeps_others_out_and_lets_them_in_when_it_ends(store: tup
         # The mark says that it is of this very process, which lives: it is watched, and seen to be renewed.
         with pytest.raises(OutputError, match="another run is at work in it"):
             second.take()
+        found = {store[0].cat_file(path)}
+        end = time.monotonic() + 20
+        while len(found) < 4 and time.monotonic() < end:
+            time.sleep(0.01)
+            found.add(store[0].cat_file(path))
+        assert len(found) == 4, "each renewal is another mark: whoever looks twice sees that"
     finally:
         first.give_back()
     assert not store[0].exists(path)
@@ -220,6 +260,99 @@ def test_the_mark_of_a_dead_run_is_taken_over(
     assert json.loads(store[0].cat_file(path))["run"] != "x"
     new.give_back()
     assert looked == ([] if here else [left])
+
+
+def test_of_two_that_take_a_dead_runs_place_at_once_the_first_stands_back(
+    store: tuple[Any, str], quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = f"{store[1]}/mark"
+    dead = {"machine": lease._machine(), "pid": 4194305, "run": "x"}
+    store[0].pipe_file(path, json.dumps(dead).encode())
+    write = Lease._write
+
+    def overtaken(self: Lease, beat: int) -> None:
+        write(self, beat)
+        store[0].pipe_file(path, b'{"run": "other"}')
+
+    monkeypatch.setattr(Lease, "_write", overtaken)
+    with pytest.raises(OutputError, match="another run is at work in it"):
+        Lease(store[0], path, "s3://b/run").take()
+    assert store[0].cat_file(path) == b'{"run": "other"}'
+
+
+def test_where_machines_cannot_be_told_apart_no_mark_is_of_a_dead_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert lease._is_gone({"machine": lease._machine(), "pid": 4194305})
+    monkeypatch.setattr(lease, "_machine", lambda: "")
+    assert not lease._is_gone({"machine": "", "pid": 4194305})
+
+
+def test_a_half_written_mark_is_watched_as_any_other(store: tuple[Any, str], quick: None) -> None:
+    path = f"{store[1]}/mark"
+    store[0].pipe_file(path, b'{"run": "x", "be')
+    timer = threading.Timer(0.1, lambda: store[0].pipe_file(path, b'{"run": "x", "beat": 2}'))
+    timer.start()
+    with pytest.raises(OutputError, match="another run is at work in it"):
+        Lease(store[0], path, "s3://b/run").take()
+    timer.join()
+    assert store[0].cat_file(path) == b'{"run": "x", "beat": 2}'
+
+
+def test_a_renewal_that_fails_is_told_and_tried_again(
+    store: tuple[Any, str], quick: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = f"{store[1]}/mark"
+    held = Lease(store[0], path, "s3://b/run")
+    write, failed, again = Lease._write, threading.Event(), threading.Event()
+
+    def failing_once(self: Lease, beat: int) -> None:
+        if not failed.is_set():
+            failed.set()
+            raise TimeoutError("no answer")
+        write(self, beat)
+        again.set()
+
+    monkeypatch.setattr(Lease, "_write", failing_once)
+    held.take()
+    assert again.wait(20)
+    held.give_back()
+    assert "in_use.json could not be renewed (no answer)" in capsys.readouterr().out
+
+
+def test_a_renewal_under_way_does_not_bring_the_mark_back(
+    store: tuple[Any, str], quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = f"{store[1]}/mark"
+    held = Lease(store[0], path, "s3://b/run")
+    write, begun, gate = Lease._write, threading.Event(), threading.Event()
+
+    def slow(self: Lease, beat: int) -> None:
+        begun.set()
+        assert gate.wait(20)
+        write(self, beat)
+
+    monkeypatch.setattr(Lease, "_write", slow)
+    held.take()
+    renewing = held._thread
+    assert renewing is not None
+    assert begun.wait(20)
+    threading.Timer(0.2, gate.set).start()
+    held.give_back()
+    renewing.join(20)
+    assert not store[0].exists(path)
+
+
+def test_a_mark_that_cannot_be_removed_is_a_warning(
+    store: tuple[Any, str], quick: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    held = Lease(store[0], f"{store[1]}/mark", "s3://b/run")
+    held.take()
+
+    def refused(_: str) -> None:
+        raise PermissionError("no permission to delete")
+
+    monkeypatch.setattr(store[0], "rm_file", refused)
+    held.give_back()
+    assert "in_use.json could not be removed (no permission to delete)" in capsys.readouterr().out
 
 
 def test_a_mark_that_is_not_renewed_is_a_dead_runs(store: tuple[Any, str], quick: None) -> None:
@@ -278,13 +411,16 @@ def test_the_copy_holds_what_the_bucket_holds_and_goes_at_the_end(
     store: tuple[Any, str], address: str, tmp_path: Path
 ) -> None:
     filesystem, folder = store
-    filesystem.pipe_file(f"{folder}/regen.json", b"[]")
-    filesystem.pipe_file(f"{folder}/theirs.txt", b"x")
+    whole = {name: name.encode() for name in WHOLE}
+    for name, data in {**whole, "theirs.txt": b"x"}.items():
+        filesystem.pipe_file(f"{folder}/{name}", data)
     with copy_of(address, WHOLE) as bucket:
         bucket.segments("journal.jsonl").append(b"a\n")
     with copy_of(address + "/", WHOLE) as bucket:
         copied = {path.name: path.read_bytes() for path in bucket.folder.iterdir()}
-        assert copied == {"regen.json": b"[]", "journal.jsonl": b"a\n"}
+        assert copied == {**whole, "journal.jsonl": b"a\n"}
+        with pytest.raises(Timeout), FileLock(f"{bucket.folder}.lock", timeout=0):
+            pass  # which is how the next run knows that it is somebody's
         (bucket.folder / "run.json").write_bytes(b"{}")
         bucket.publish("run.json")
         assert filesystem.cat_file(f"{folder}/run.json") == b"{}"
@@ -322,6 +458,138 @@ def test_copies_of_killed_runs_are_cleared_away_and_those_of_others_stay(address
         assert alive.is_dir()
 
 
+@contextmanager
+def claimed(address: str, *, resume: bool = False, overwrite: bool = False) -> Iterator[Claim]:
+    """A run in the bucket that has opened its folder."""
+    with copy_of(address, WHOLE) as bucket:
+        state = inspect(bucket.folder, resume=resume, overwrite=overwrite)
+        with Claim(bucket.folder, state, overwrite=overwrite, bucket=bucket) as claim:
+            claim.open()
+            yield claim
+
+
+def add(claim: Claim, name: str, text: bytes) -> None:
+    assert claim.bucket is not None
+    claim.bucket.segments(name).append(text)
+    with (claim.folder / name).open("ab") as file:
+        file.write(text)
+
+
+def held(store: tuple[Any, str]) -> dict[str, bytes]:
+    """What is in the bucket, but for the mark of the run at work."""
+    found = {path[len(store[1]) + 1 :]: store[0].cat_file(path) for path in store[0].find(store[1])}
+    return {name: data for name, data in found.items() if name != "in_use.json"}
+
+
+@pytest.fixture
+def finished(store: tuple[Any, str], address: str) -> dict[str, bytes]:
+    """What a finished run has left in the bucket."""
+    with claimed(address) as claim:
+        add(claim, "sent.jsonl", b'{"session":"old"}\n')
+        add(claim, "journal.jsonl", b'{"journal":1,"settings":{}}\n')
+        for name, text in (("regen.json", b"[]"), ("run.json", b'{"stage":"generate"}')):
+            (claim.folder / name).write_bytes(text)
+        claim.publish("regen.json", "run.json")
+    left = held(store)
+    assert set(left) == {"sent.jsonl/0000000000", "journal.jsonl/0000000000", "regen.json", "run.json"}
+    return left
+
+
+def test_opening_takes_the_mark_of_a_complete_folder_away_in_the_bucket(
+    store: tuple[Any, str], address: str, finished: dict[str, bytes]
+) -> None:
+    with claimed(address, resume=True):
+        assert held(store) == {name: data for name, data in finished.items() if name != "run.json"}
+
+
+def test_what_is_overwritten_in_a_bucket_goes_when_there_is_an_answer(
+    store: tuple[Any, str], address: str, finished: dict[str, bytes]
+) -> None:
+    with claimed(address, overwrite=True) as claim:
+        assert not set(held(store)) & set(finished)
+        add(claim, "journal.jsonl", b"new\n")
+        assert len(held(store)) > 1, "not before"
+        claim.settle()
+        assert held(store) == {"journal.jsonl/0000000000": b"new\n"}
+
+
+@pytest.mark.parametrize("killed", [0, 1, 2])
+def test_what_is_overwritten_in_a_bucket_comes_back_where_there_was_no_answer(
+    store: tuple[Any, str], address: str, finished: dict[str, bytes], killed: int
+) -> None:
+    for _ in range(killed):  # before they could put anything back
+        with claimed(address, overwrite=True) as claim:
+            add(claim, "sent.jsonl", b'{"session":"killed"}\n')
+    with claimed(address, overwrite=True) as claim:
+        assert all(name.startswith(".replaced/") for name in held(store)), "the new run has a folder of its own"
+        for text in (b'{"session":"new"}\n', b'{"sent":[[0,1,1]]}\n'):
+            add(claim, "sent.jsonl", text)
+        claim.undo()
+    assert held(store) == finished
+
+
+@pytest.mark.parametrize("name", ["sent.jsonl", "regen.json"])
+def test_a_run_that_is_killed_while_it_puts_things_aside_in_a_bucket_loses_nothing(
+    store: tuple[Any, str],
+    address: str,
+    finished: dict[str, bytes],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+) -> None:
+    move = Bucket.move
+
+    def stopped(self: Bucket, one: str, to: str) -> None:
+        if one == name:
+            raise KeyboardInterrupt
+        move(self, one, to)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Bucket, "move", stopped)
+        with pytest.raises(KeyboardInterrupt), claimed(address, overwrite=True):
+            pass
+    assert any(found.startswith(".replaced/") for found in held(store))
+    with claimed(address, overwrite=True) as claim:
+        claim.undo()
+    assert held(store) == finished
+
+
+@pytest.mark.parametrize("name", ["sent.jsonl", "regen.json"])
+def test_a_run_that_is_killed_while_it_puts_things_back_in_a_bucket_loses_nothing(
+    store: tuple[Any, str],
+    address: str,
+    finished: dict[str, bytes],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+) -> None:
+    move = Bucket.move
+
+    def stopped(self: Bucket, one: str, to: str) -> None:
+        if to == name:
+            raise KeyboardInterrupt
+        move(self, one, to)
+
+    with monkeypatch.context() as patched, claimed(address, overwrite=True) as claim:
+        patched.setattr(Bucket, "move", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            claim.undo()
+    assert any(found.startswith(".replaced/") for found in held(store))
+    with claimed(address, overwrite=True) as claim:
+        claim.undo()
+    assert held(store) == finished
+
+
+def test_what_a_run_without_an_answer_has_put_into_a_bucket_goes(store: tuple[Any, str], address: str) -> None:
+    with claimed(address) as claim:
+        add(claim, "sent.jsonl", b'{"session":"new"}\n')
+        claim.undo()
+    assert held(store) == {}
+    store[0].pipe_file(f"{store[1]}/regen.json", b"[]")
+    with claimed(address) as claim:
+        add(claim, "journal.jsonl", b'{"journal":1,"settings":{}}\n')
+        claim.undo()
+    assert held(store) == {"regen.json": b"[]"}
+
+
 @pytest.mark.parametrize("name", ["exp[1]", "exp*", "exp?", "{a,b}"])
 def test_a_name_that_stands_for_others_is_refused(name: str) -> None:
     with pytest.raises(OutputError, match=r"must not hold any of"), copy_of(f"memory://x/{name}", WHOLE):
@@ -338,6 +606,20 @@ def test_a_copy_without_room_names_the_place(
 
     monkeypatch.setattr(type(store[0]), "get_file", full)
     with pytest.raises(OutputError, match=r"no room for a copy of .*ALPACA_RAY_CACHE"), copy_of(address, WHOLE):
+        pass
+    assert not store[0].exists(f"{store[1]}/in_use.json"), "the next run need not watch it"
+
+
+@pytest.mark.parametrize("place", ["file", "/proc/nowhere"])
+def test_a_place_for_copies_that_cannot_be_made_is_named(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("ALPACA_RAY_CACHE", str(tmp_path / place))
+    with (
+        pytest.raises(OutputError, match=rf"{place}.*: cannot be written: .*ALPACA_RAY_CACHE names another place"),
+        copy_of(address, WHOLE),
+    ):
         pass
 
 

@@ -65,6 +65,11 @@ def test_what_a_run_without_an_answer_has_put_there_goes(tmp_path: Path) -> None
         (folder / "journal.jsonl").write_text("{}\n")
         held.undo()
     assert list(tmp_path.iterdir()) == []
+    with claim(folder) as held:
+        held.open()
+        (folder.parent / "theirs.txt").write_text("x")
+        held.undo()
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["theirs.txt"]
     folder.mkdir(parents=True)
     (folder / "regen.json").write_text("[]")
     (folder / "theirs.txt").write_text("x")
@@ -116,6 +121,30 @@ def test_what_is_overwritten_comes_back_where_there_was_no_answer(tmp_path: Path
     with claim(tmp_path, overwrite=True) as held:
         held.open()
         (tmp_path / "journal.jsonl").write_text("newer")
+        held.undo()
+    assert contents(tmp_path) == before
+
+
+def test_a_run_that_was_killed_while_it_put_things_aside_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "journal.jsonl").write_text('{"journal": 1, "settings": {}}\n')
+    (tmp_path / "regen.json").write_text("[]")
+    before = contents(tmp_path)
+    replace = Path.replace
+
+    def killed(self: Path, target: Path) -> Path:
+        if self.name == "regen.json":
+            raise KeyboardInterrupt
+        return replace(self, target)
+
+    with monkeypatch.context() as patched, claim(tmp_path, overwrite=True) as held:
+        patched.setattr(Path, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            held.open()
+    assert not (tmp_path / "journal.jsonl").exists()
+    with claim(tmp_path, overwrite=True) as held:
+        held.open()
         held.undo()
     assert contents(tmp_path) == before
 

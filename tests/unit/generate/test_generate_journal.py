@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from alpaca_ray.errors import DataError, OutputError
+from alpaca_ray.generate import journal as journal_module
 from alpaca_ray.generate.journal import Header, Journal, Outcome, read_journal, repair
 
 HEADER = Header({"model_name": "m"}, initial=3)
@@ -54,6 +55,38 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     assert (found.outcomes[0], found.outcomes[-1], found.outcomes[1:]) == (outcomes[0], outcomes[2], outcomes[1:])
     with pytest.raises(IndexError):
         found.outcomes[3]
+
+
+def test_one_append_after_the_other_takes_nothing_away(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    journal = Journal(path)
+    journal.write_header(HEADER)
+    for number in range(3):
+        journal.append([outcome(number)])
+    journal.close()
+    journal = Journal(path)
+    journal.append([outcome(3)])
+    journal.append([outcome(4)])
+    journal.close()
+    assert list(read_journal(path).outcomes) == [outcome(number) for number in range(5)]
+
+
+def test_the_name_of_a_new_journal_is_durable_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[Path] = []
+    monkeypatch.setattr(journal_module, "sync_folder", synced.append)
+    for _ in range(2):
+        Journal(tmp_path / "journal.jsonl").close()
+    assert synced == [tmp_path]
+
+
+@pytest.mark.parametrize("size", [65_000, 65_536, 70_000, 200_000])
+def test_a_long_torn_line_takes_no_other_with_it(tmp_path: Path, size: int) -> None:
+    path = tmp_path / "journal.jsonl"
+    write(path, [outcome(0), outcome(1, "x" * 200_000)])
+    whole = path.read_bytes()
+    path.write_bytes(whole + b"x" * size)
+    assert repair(path) == size
+    assert path.read_bytes() == whole
 
 
 @pytest.mark.parametrize("cut", range(1, 60, 7))

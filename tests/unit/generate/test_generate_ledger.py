@@ -74,6 +74,22 @@ def test_an_outcome_counts_only_when_it_is_in_the_file(tmp_path: Path) -> None:
     assert read_journal(tmp_path / FILE_NAME).header == HEADER
 
 
+def test_a_call_that_is_given_up_before_there_is_a_file_takes_no_other_with_it(tmp_path: Path) -> None:
+    async def scene() -> None:
+        ledger = Ledger()
+        given_up, other = (asyncio.ensure_future(ledger.record("c", [outcome(number)])) for number in (0, 1))
+        await asyncio.sleep(0.01)
+        given_up.cancel()
+        await asyncio.sleep(0)
+        await ledger.open(tmp_path, HEADER)
+        await other
+        assert (await ledger.take(0, 5)).outcomes == [outcome(0), outcome(1)], "both were paid for"
+        await ledger.close()
+
+    within(scene())
+    assert journaled(tmp_path) == [0, 1]
+
+
 def test_outcomes_that_come_together_share_a_synchronisation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
     real = Journal.append
@@ -320,6 +336,22 @@ def test_what_a_client_that_died_had_goes_to_another(tmp_path: Path) -> None:
     assert read_lost(tmp_path / SENT_FILE, journaled(tmp_path)) == WORST + WORST
 
 
+def test_what_timed_out_at_a_client_that_died_counts_beside_the_answer(tmp_path: Path) -> None:
+    async def scene() -> None:
+        ledger = await opened(tmp_path)
+        await ledger.take_in_hand("a", [0])
+        await ledger.push("a", wants(0), [])
+        await ledger.push("a", [], [Failure(0, "timeout", lost=True)])
+        await ledger.take_in_hand("b", [0])
+        await ledger.push("b", wants(0), [])
+        await ledger.record("b", [outcome(0)])
+        assert (await ledger.take(0, 0)).spent == WORST + Tokens(4, 6)
+        await ledger.close()
+
+    within(scene())
+    assert read_lost(tmp_path / SENT_FILE, journaled(tmp_path)) == WORST
+
+
 def test_a_kill_at_this_moment_knows_what_may_have_to_be_paid_for(tmp_path: Path) -> None:
     async def scene() -> None:
         ledger = Ledger()
@@ -345,6 +377,7 @@ def test_an_error_for_all_ends_the_run() -> None:
         await ledger.fail(error)
         await ledger.fail(TeacherError("wrong key again"))
         assert (await waiting).error is error
+        assert (await ledger.take(0, 0)).error is error, "the first, not what came of it"
         assert await hear(ledger, "a") == ([], "drop")
 
     within(scene())
@@ -363,6 +396,10 @@ def test_a_disk_that_fails_reaches_the_driver(tmp_path: Path, monkeypatch: pytes
         assert delivery.outcomes == []
         assert "No space left" in str(delivery.error)
         assert await ledger.take_in_hand("c", [0]) == {0}
+        monkeypatch.undo()
+        await ledger.record("c", [outcome(0)])
+        assert journaled(tmp_path) == [0], "what did not count may come again"
+        await ledger.close()
 
     within(scene())
 

@@ -14,6 +14,7 @@ from test_generate_ledger import HEADER, hear, journaled, outcome, wants, within
 
 from alpaca_ray.errors import OutputError
 from alpaca_ray.generate import ledger as ledger_module
+from alpaca_ray.generate.admission import Failure
 from alpaca_ray.generate.ledger import Ledger
 from alpaca_ray.generate.limits import Rates
 from alpaca_ray.generate.sent import FILE_NAME as SENT_FILE
@@ -29,11 +30,14 @@ class Far:
         self.gate = threading.Event()
         self.gate.set()
         self.data: list[bytes] = []
+        self.busy = threading.Lock()
 
     def append(self, data: bytes) -> None:
+        assert self.busy.acquire(blocking=False), "a file's numbers are given by one writer at a time"
         time.sleep(self.seconds)
         assert self.gate.wait(20)
         self.data.append(data)
+        self.busy.release()
 
     def rows(self) -> list[Any]:
         return [json.loads(line) for line in b"".join(self.data).splitlines()]
@@ -88,6 +92,68 @@ def test_an_answer_counts_when_it_is_there(tmp_path: Path, far: dict[str, Far]) 
     assert b"".join(journal.data) == (tmp_path / "journal.jsonl").read_bytes()
     assert b"".join(far["sent.jsonl"].data) == (tmp_path / SENT_FILE).read_bytes()
     assert journaled(tmp_path) == [0]
+
+
+def test_a_close_waits_for_what_is_not_written_yet(tmp_path: Path, far: dict[str, Far]) -> None:
+    journal = far["journal.jsonl"]
+
+    async def scene() -> None:
+        ledger = await mirrored(tmp_path)
+        await ledger.push("c", wants(2), [])
+        assert await hear(ledger, "c") == ([2], None)
+        journal.gate.clear()
+        recording = [asyncio.ensure_future(ledger.record("c", [outcome(0)]))]
+        await asyncio.sleep(0.05)
+        recording.append(asyncio.ensure_future(ledger.record("c", [outcome(1)])))
+        await ledger.push("c", [], [Failure(2, "status_500")])
+        await asyncio.sleep(0)
+        closing = asyncio.ensure_future(ledger.close())
+        await asyncio.sleep(0.05)
+        assert not closing.done()
+        journal.gate.set()
+        await asyncio.gather(closing, *recording)
+
+    within(scene())
+    assert journaled(tmp_path) == [0, 1]
+    assert b"".join(journal.data) == (tmp_path / "journal.jsonl").read_bytes()
+    assert far["sent.jsonl"].rows()[-1] == {"freed": [2]}, "nothing to pay for"
+
+
+def test_a_close_waits_for_notes_that_are_on_their_way(tmp_path: Path, far: dict[str, Far]) -> None:
+    sent = far["sent.jsonl"]
+
+    async def scene() -> None:
+        ledger = await mirrored(tmp_path)
+        sent.gate.clear()
+        await ledger.push("c", wants(0), [])
+        await asyncio.sleep(0.05)
+        await ledger.push("c", wants(1), [])
+        closing = asyncio.ensure_future(ledger.close())
+        await asyncio.sleep(0.05)
+        sent.gate.set()
+        await closing
+
+    within(scene())
+    assert b"".join(sent.data) == (tmp_path / SENT_FILE).read_bytes()
+
+
+def test_a_call_that_is_given_up_takes_no_other_answer_with_it(tmp_path: Path, far: dict[str, Far]) -> None:
+    journal = far["journal.jsonl"]
+
+    async def scene() -> None:
+        ledger = await mirrored(tmp_path)
+        journal.gate.clear()
+        given_up, other = (asyncio.ensure_future(ledger.record("c", [outcome(number)])) for number in (0, 1))
+        await asyncio.sleep(0.05)
+        given_up.cancel()
+        await asyncio.sleep(0)
+        journal.gate.set()
+        await other
+        assert (await ledger.take(0, 5)).outcomes == [outcome(0), outcome(1)]
+        await ledger.close()
+
+    within(scene())
+    assert journaled(tmp_path) == [0, 1]
 
 
 def test_notes_that_come_together_travel_together(tmp_path: Path, far: dict[str, Far]) -> None:

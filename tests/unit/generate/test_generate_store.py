@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ def test_rows_come_back_as_they_were_in_any_order(tmp_path: Path) -> None:
     store = filled(tmp_path / "not" / "there" / "yet")
     assert list(tmp_path.iterdir()) == []
     assert [store[4], store[0], store[-1]] == [ROWS[4], ROWS[0], ROWS[4]]
+    assert store[0] == ROWS[0], "wherever the last look was, a row is added at the end"
     store.append({"late": True})
     assert (len(store), list(store)[:5], store[5], store[1:3]) == (6, ROWS, {"late": True}, ROWS[1:3])
     with pytest.raises(IndexError):
@@ -33,6 +35,9 @@ def test_lines_are_the_file(tmp_path: Path) -> None:
     assert text.count("\n") == 6
     assert text.startswith('{"a": "é\u2028\\n\\ud800", "n": 0')
     assert list(RowStore(tmp_path).lines()) == []
+    store._file.seek(0, os.SEEK_END)
+    store._file.write(b"what a full disk has taken of a row")
+    assert b"".join(store.lines()).decode() == text
 
 
 def test_a_prefix_ends_where_it_ends(tmp_path: Path) -> None:
