@@ -59,12 +59,28 @@ def node_count() -> int:
     return sum(1 for node in ray.nodes() if node["Alive"])
 
 
+def may_lose_nodes() -> bool:
+    """Whether nodes may go while the driver stays: there are others than its own, or the autoscaler can start some."""
+    return node_count() > 1 or bool(_startable_resources())
+
+
 def total_resources() -> dict[str, float]:
     """Return the cluster's resources: those of its nodes, and of the nodes that its autoscaler may start."""
     totals: dict[str, float] = dict(ray.cluster_resources())
     for name, amount in _startable_resources().items():
         totals[name] = max(totals.get(name, 0.0), amount)
     return totals
+
+
+def node_kinds() -> list[tuple[dict[str, float], int]]:
+    """Return the resources of each kind of node, and how many of them there are or the autoscaler may start."""
+    alive = [(dict(node["Resources"]), 1) for node in ray.nodes() if node["Alive"]]
+    startable = [
+        ({name: float(amount) for name, amount in group.resources.items()}, max(1, group.max_count))
+        for group in _node_groups()
+    ]
+    # Nodes that are up may be of these groups: they count once, as whichever there are more of.
+    return startable if sum(count for _, count in startable) >= len(alive) else alive
 
 
 def has_gpus() -> bool:
@@ -114,12 +130,16 @@ def _object_store_bytes() -> int:
 
 def _startable_resources() -> dict[str, float]:
     """Return what the autoscaler's node types could add up to at their maximum; empty without an autoscaler."""
-    from ray._private.state import state
-
-    config = state.get_cluster_config()
     totals: dict[str, float] = {}
-    for group in getattr(config, "node_group_configs", None) or []:
+    for group in _node_groups():
         count = group.max_count if group.max_count > 0 else 1
         for name, amount in group.resources.items():
             totals[name] = totals.get(name, 0.0) + float(amount) * count
     return totals
+
+
+def _node_groups() -> list[Any]:
+    """Return the node types that the autoscaler knows; none without an autoscaler."""
+    from ray._private.state import state
+
+    return list(getattr(state.get_cluster_config(), "node_group_configs", None) or [])

@@ -37,3 +37,12 @@ def table(rows: Sequence[Sequence[object]], *, header: Sequence[str] = ()) -> st
     if header:
         lines.insert(1, "  ".join("-" * width for width in widths))
     return "\n".join(lines)
+
+
+def as_bytes(size: float) -> str:
+    """Return a size as people read it, in powers of ten: ``1.24 GB``."""
+    for unit in ("B", "kB", "MB"):
+        if size < 999.5:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:,.3g} GB" if size < 999.5 else f"{size:,.0f} GB"

@@ -63,14 +63,14 @@ class Card:
 def render_card(card: Card) -> str:
     """Return the card's text."""
     parts = [f"---\n{yaml.safe_dump(_front_matter(card), sort_keys=False, allow_unicode=True)}---", MARK]
-    parts += [f"# {_inline(card.title)}", card.summary]
+    parts += [f"# {inline(card.title)}", card.summary]
     parts += ["## Records", _FIELDS[card.schema]]
-    parts += ["## Where they come from", _table(("what", "value"), card.facts)]
+    parts += ["## Where they come from", table(("what", "value"), card.facts)]
     if card.settings:
-        parts += ["### Filters in force", _table(("setting", "value"), card.settings)]
+        parts += ["### Filters in force", table(("setting", "value"), card.settings)]
     if card.counts:
         rows = [(name, f"{count:,}") for name, count in card.counts]
-        parts += ["### What became of each entry", _table(("outcome", "entries"), rows)]
+        parts += ["### What became of each entry", table(("outcome", "entries"), rows)]
     parts += ["## Licence", _licence(card)]
     if card.figures:
         parts += ["## Figures", "\n\n".join(f"![{alt}]({name})" for alt, name in card.figures)]
@@ -100,13 +100,14 @@ def _licence(card: Card) -> str:
     return f"`{card.license}`, as stated by whoever made this card."
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Return a Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(_inline(cell) for cell in line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(inline(cell) for cell in line) + " |" for line in lines)
 
 
-def _inline(value: object) -> str:
-    """Keep somebody's text from ending its table cell, or from being read as HTML."""
+def inline(value: object) -> str:
+    """Return a text on one line that cannot end its table cell, nor be read as HTML."""
     text = " ".join(str(value).split())
     for sign, safe in (("\\", "\\\\"), ("|", "\\|"), ("<", "&lt;"), (">", "&gt;")):
         text = text.replace(sign, safe)

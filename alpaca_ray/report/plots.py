@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,39 @@ def save_loss_curve(rows: Iterable[Mapping[str, Any]], path: Path, *, title: str
     """Write the loss curve as a PNG file."""
     known = list(rows)
     write_atomic(path, to_png(lambda: _draw(known, title)))
+
+
+def save_length_histogram(counts: Sequence[tuple[int, int]], limit: int, path: Path) -> None:
+    """Write a histogram of the samples' lengths as a PNG file, with the share that reaches the limit.
+
+    Args:
+        counts: (tokens, samples of that length).
+        limit: tokens at which samples were cut.
+    """
+    write_atomic(path, to_png(lambda: _draw_lengths(counts, limit)))
+
+
+def _draw_lengths(counts: Sequence[tuple[int, int]], limit: int) -> Any:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.0, 3.2))
+    axes = figure.add_subplot()
+    lengths, weights = zip(*counts, strict=True) if counts else ((), ())
+    total = sum(weights) or 1
+    longest = max(lengths, default=1)
+    bins = min(48, longest)
+    axes.hist(lengths, bins=bins, range=(0.5, longest + 0.5), weights=weights, color=TRAIN_COLOUR, rwidth=0.9)
+    share = sum(count for length, count in counts if length >= limit) / total
+    if longest >= limit:
+        axes.axvline(limit, color=EVAL_COLOUR, linewidth=1.6)
+    mean = sum(length * count for length, count in counts) / total
+    note = f"mean {mean:,.0f} tokens; {100 * share:.1f} % reach the limit of {limit:,}"
+    axes.set_title(note, loc="left", fontsize=10)
+    axes.set_xlabel("tokens a sample")
+    axes.set_ylabel("samples")
+    axes.margins(x=0.02)
+    axes.grid(axis="y", alpha=0.25)
+    return figure
 
 
 def _draw(rows: list[Mapping[str, Any]], title: str) -> Any:

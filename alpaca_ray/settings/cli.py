@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -17,6 +18,7 @@ from alpaca_ray.settings.base import Settings, choices, field_names, is_bool, is
 
 S = TypeVar("S", bound=Settings)
 
+_INT = "tag:yaml.org,2002:int"
 _GIVEN = argparse.SUPPRESS  # a flag that was not given leaves no trace, so defaults stay in one place: the model
 
 
@@ -185,8 +187,13 @@ def _literal(text: str) -> Any:
     return yaml.safe_load(text)
 
 
-class _OncePerKey(yaml.SafeLoader):
-    """YAML's safe loader, but for a key that stands twice, of which it would silently take the last."""
+class _Loader(yaml.SafeLoader):
+    """YAML's safe loader, but a key may stand only once, and ``2:8`` is no number in base 60."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 (pyyaml declares it so)
+        first: [(tag, pattern) for tag, pattern in known if tag != _INT]
+        for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         """Return a mapping.
@@ -203,9 +210,14 @@ class _OncePerKey(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+_Loader.add_implicit_resolver(
+    _INT, re.compile(r"^[-+]?(?:0b[01_]+|0[0-7_]+|0|[1-9][0-9_]*|0x[0-9a-fA-F_]+)$"), list("-+0123456789")
+)
+
+
 def _read_config(path: str, cls: type[Settings], names: dict[str, str]) -> dict[str, Any]:
     try:
-        content = yaml.load(Path(path).expanduser().read_text(encoding="utf-8"), _OncePerKey)
+        content = yaml.load(Path(path).expanduser().read_text(encoding="utf-8"), _Loader)
     except OSError as error:
         raise SettingsError(f"--config {path}: {error.strerror}") from error
     except yaml.YAMLError as error:

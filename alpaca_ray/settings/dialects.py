@@ -78,7 +78,9 @@ STANFORD: dict[str, Any] = {
 _DEFAULTS: dict[Dialect, dict[str, Any]] = {"ours": {}, "Alpaca-LoRA": ALPACA_LORA, "Stanford": STANFORD}
 
 # A flag of these beside --model_name_or_path asks for LoRA, which Stanford's trainer did not have.
-LORA_FLAGS = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "load_8bit", "load_4bit")
+LORA_FLAGS = (
+    "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "use_rslora", "use_dora", "load_8bit", "load_4bit"
+)  # fmt: skip
 
 
 def choose(given: Mapping[str, Any]) -> tuple[Dialect, dict[str, Any]]:

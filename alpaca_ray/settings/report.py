@@ -8,9 +8,9 @@ from typing import Self
 from pydantic import model_validator
 
 from alpaca_ray.settings.base import Settings, setting
+from alpaca_ray.settings.licence import check_licence
 
 _HUB_REPO = re.compile(r"(?:[A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*")
-_LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 
 
 class ReportSettings(Settings):
@@ -70,11 +70,7 @@ class ReportSettings(Settings):
                 "name what to report on: a folder that generation or deduplication wrote, or a file of records, as in "
                 "`python jobs/report.py out`"
             )
-        if not _LICENSE.fullmatch(self.license):
-            raise ValueError(
-                f"--license {self.license!r}: must be a licence id in lower case, such as apache-2.0, cc-by-nc-4.0 or "
-                "other"
-            )
+        check_licence(self.license)
         if not re.fullmatch(r"[a-z]{2,3}", self.language):
             raise ValueError(f"--language {self.language!r}: must be a two- or three-letter code, such as en or zh")
         if self.public and not self.push_to_hub:

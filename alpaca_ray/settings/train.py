@@ -6,41 +6,18 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import ValidationInfo, field_validator, model_validator
 
-from alpaca_ray.settings.base import Settings, setting
-from alpaca_ray.settings.dialects import LORA_FLAGS, Dialect, choose
+from alpaca_ray.settings.base import setting
+from alpaca_ray.settings.dialects import choose
+from alpaca_ray.settings.licence import check_licence
+from alpaca_ray.settings.model import ModelSettings
 from alpaca_ray.settings.training_arguments import REFUSED, RETIRED, training_argument_names
+from alpaca_ray.settings.workers import parse_workers, worker_range
 
 
-class TrainSettings(Settings):
+class TrainSettings(ModelSettings):
     """Every setting of a training run."""
 
     passthrough_field: ClassVar[str | None] = "training_arguments"
-
-    model: str | None = setting(
-        None,
-        "Base model: hub id, folder, or `embedded` (the default). Speaks our dialect: LoRA on all linear layers, "
-        "bf16, packed.",
-        group="model",
-    )
-    base_model: str | None = setting(
-        None,
-        "The same in Alpaca-LoRA's dialect, with its defaults (8-bit base, fp16, learning rate 3e-4, batch 128).",
-        group="model",
-    )
-    model_name_or_path: str | None = setting(
-        None, "The same in Stanford's dialect: full fine-tuning with TrainingArguments' defaults.", group="model"
-    )
-    cache_dir: str | None = setting(None, "Where the hub's downloads are kept.", group="model")
-    full: bool = setting(False, "Train every weight instead of a LoRA adapter.", group="model")
-    load_8bit: bool = setting(False, "Load the base in 8 bits (bitsandbytes); LoRA only.", group="model")
-    load_4bit: bool = setting(False, "Load the base in 4-bit NF4 (bitsandbytes); LoRA only.", group="model")
-
-    lora_r: int = setting(8, "Rank of the adapter.", group="LoRA", ge=1)
-    lora_alpha: int = setting(16, "Scale of the adapter: its output is multiplied by alpha / rank.", group="LoRA", ge=1)
-    lora_dropout: float = setting(0.05, "Dropout before the adapter.", group="LoRA", ge=0, lt=1)
-    lora_target_modules: list[str] = setting(
-        ["all-linear"], "Names of the layers that get an adapter, or all-linear. Also '[q_proj,v_proj]'.", group="LoRA"
-    )
 
     data_path: list[str] = setting(
         ["seeds"],
@@ -72,6 +49,15 @@ class TrainSettings(Settings):
     group_by_length: bool = setting(False, "Put samples of like length into one batch.", group="data")
     packing: bool = setting(
         True, "Lay a batch's samples end to end in one row instead of padding them. Same loss, less work.", group="data"
+    )
+    attn_implementation: Literal["auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3"] = setting(
+        "auto",
+        "Attention. auto: flash attention on a GPU where it is installed, else ours, which computes each sample of a "
+        "packed row alone.",
+        group="model",
+    )
+    fused_lora: bool = setting(
+        True, "Compute a layer and its adapter in one step. Same result up to rounding, less work.", group="LoRA"
     )
 
     num_train_epochs: float = setting(2.0, "Passes over the data.", group="training", aliases=("num_epochs",), gt=0)
@@ -117,6 +103,9 @@ class TrainSettings(Settings):
     report_to: list[str] = setting(
         ["none"], "Trackers: tensorboard, wandb, mlflow, trackio, ... (from worker 0).", group="logging"
     )
+    record_samples: bool = setting(
+        False, "Write the ids of the samples that each worker learnt in each step into samples.jsonl.", group="logging"
+    )
     run_name: str | None = setting(None, "The run's name in a tracker.", group="logging", aliases=("wandb_run_name",))
     wandb_project: str | None = setting(
         None,
@@ -129,6 +118,9 @@ class TrainSettings(Settings):
     output_dir: str = setting(
         "out/train", "Folder for the adapter or checkpoint and all that belongs to it.", group="run"
     )
+    license: str = setting(
+        "other", "Licence that the model card states, by the hub's short names (apache-2.0, ...).", group="run"
+    )
     resume: bool = setting(False, "Go on from the newest checkpoint in output_dir.", group="run")
     overwrite: bool = setting(
         False, "Delete an earlier run's files in output_dir first.", group="run", aliases=("overwrite_output_dir",)
@@ -136,12 +128,25 @@ class TrainSettings(Settings):
     resume_from_checkpoint: str | None = setting(None, "Go on from this checkpoint folder.", group="run")
     dry_run: bool = setting(False, "Print the resolved settings and stop before any weights are loaded.", group="run")
 
-    num_workers: int = setting(1, "Workers, each with its own GPU where GPUs are used.", group="cluster", ge=1)
+    num_workers: int | str = setting(
+        1,
+        "Workers, each with its own GPU where GPUs are used. MIN:MAX: as many as the cluster has room for at the time.",
+        group="cluster",
+    )
+    elastic_resize_interval: float = setting(
+        60,
+        "Seconds between two looks for room for more of MIN:MAX workers; a resize goes on from the newest checkpoint.",
+        group="cluster",
+        gt=0,
+    )
     use_gpu: bool | Literal["auto"] = setting(
         "auto", "auto: where the cluster has GPUs or can start nodes that have them.", group="cluster"
     )
     cpus_per_worker: int | None = setting(
         None, "CPUs that Ray reserves for a worker (default 1).", group="cluster", ge=1
+    )
+    gpus_per_worker: int = setting(
+        1, "GPUs of the one worker over which one model is spread, layer by layer.", group="cluster", ge=1
     )
     threads: int | None = setting(
         None, "Threads of a worker (default: the machine's cores over its workers).", group="cluster", ge=1
@@ -149,11 +154,21 @@ class TrainSettings(Settings):
     max_failures: int = setting(
         2, "How often a lost worker is replaced, from the newest checkpoint.", group="cluster", ge=-1
     )
-    fsdp: str = setting("", "Shard the model over the workers, e.g. 'full_shard auto_wrap'.", group="cluster")
+    max_preemption_failures: int = setting(
+        -1,
+        "How often workers are replaced whose node was taken away (spot machines); -1: always.",
+        group="cluster",
+        ge=-1,
+    )
+    fsdp: str = setting(
+        "", "Shard the model over the workers: 'full_shard auto_wrap' ('offload': into CPU memory).", group="cluster"
+    )
     fsdp_transformer_layer_cls_to_wrap: str | None = setting(
         None, "Class of the layers that FSDP wraps (found from the model if not given).", group="cluster"
     )
-    deepspeed: str | None = setting(None, "DeepSpeed configuration, a JSON file.", group="cluster")
+    deepspeed: str | None = setting(
+        None, "DeepSpeed configuration, a JSON file such as jobs/configs/deepspeed_zero3.json.", group="cluster"
+    )
 
     training_arguments: dict[str, Any] = setting({}, "Further fields of TrainingArguments.")
 
@@ -168,33 +183,9 @@ class TrainSettings(Settings):
         return choose(given)
 
     @property
-    def spoken(self) -> Dialect:
-        """The dialect in which the model was named."""
-        if self.base_model is not None:
-            return "Alpaca-LoRA"
-        return "Stanford" if self.model_name_or_path is not None else "ours"
-
-    @property
-    def model_name(self) -> str:
-        """The base model, by the name the user gave."""
-        return self.base_model or self.model_name_or_path or self.model or "embedded"
-
-    @property
-    def model_flag(self) -> str:
-        """The flag that named it, for messages."""
-        return {"ours": "--model", "Alpaca-LoRA": "--base_model", "Stanford": "--model_name_or_path"}[self.spoken]
-
-    @property
-    def mode(self) -> tuple[Literal["lora", "full"], str]:
-        """Whether an adapter or all weights are trained, and why."""
-        if self.full:
-            return "full", "--full"
-        if self.spoken != "Stanford":
-            return "lora", f"the default of {'our' if self.spoken == 'ours' else 'the Alpaca-LoRA'} dialect"
-        asked = [flag for flag in LORA_FLAGS if self.was_given(flag) and getattr(self, flag) is not False]
-        if asked:
-            return "lora", f"--{asked[0]} stands beside --model_name_or_path"
-        return "full", "the default of the Stanford dialect"
+    def workers(self) -> tuple[int, int]:
+        """The least and the largest number of workers."""
+        return worker_range(self.num_workers)
 
     @property
     def ends_samples(self) -> bool:
@@ -204,6 +195,11 @@ class TrainSettings(Settings):
         back there; the whole sample gets the end token whatever it says.
         """
         return self.add_eos_token or self.spoken == "Alpaca-LoRA"
+
+    @field_validator("num_workers", mode="before")
+    @classmethod
+    def _as_workers(cls, value: Any) -> int | str:
+        return parse_workers(value)
 
     @field_validator("wandb_watch", "wandb_log_model", mode="before")
     @classmethod
@@ -224,13 +220,9 @@ class TrainSettings(Settings):
 
     @model_validator(mode="after")
     def _no_contradictions(self) -> Self:
+        check_licence(self.license)
         if self.bf16 and self.fp16:
             raise ValueError("--bf16 and --fp16 contradict each other: give one of them")
-        if self.load_8bit and self.load_4bit:
-            raise ValueError("--load_8bit and --load_4bit contradict each other: give one of them")
-        bits = "load_4bit" if self.load_4bit else "load_8bit"
-        if self.full and (self.load_4bit or self.load_8bit):
-            raise ValueError(f"--full with --{bits}: quantised weights cannot be trained; leave one of them out")
         if self.fsdp.strip() and self.deepspeed:
             raise ValueError("--fsdp and --deepspeed contradict each other: give one of them")
         if self.resume and self.overwrite:

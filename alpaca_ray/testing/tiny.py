@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from alpaca_ray.records import read_seed_tasks
 
-Family = Literal["llama", "opt"]
+Family = Literal["llama", "opt", "qwen2", "qwen3", "mistral", "gemma", "gemma2", "gemma3"]
 
 
 def make_tiny_model(folder: Path, family: Family = "llama", *, pad_is_eos: bool = False, seed: int = 0) -> Path:
@@ -17,7 +17,7 @@ def make_tiny_model(folder: Path, family: Family = "llama", *, pad_is_eos: bool 
     and ``</s>``; it has no padding token, as Llama's has none, unless ``pad_is_eos`` makes it the end token.
     """
     import torch
-    from transformers import AutoModelForCausalLM, LlamaConfig, OPTConfig
+    from transformers import AutoConfig, AutoModelForCausalLM, OPTConfig
 
     tokenizer = _tokenizer()
     if pad_is_eos:
@@ -32,10 +32,15 @@ def make_tiny_model(folder: Path, family: Family = "llama", *, pad_is_eos: bool 
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
-    if family == "llama":
-        config: Any = LlamaConfig(intermediate_size=64, num_key_value_heads=2, tie_word_embeddings=True, **common)
+    if family == "opt":
+        config: Any = OPTConfig(ffn_dim=64, word_embed_proj_dim=32, **common)
     else:
-        config = OPTConfig(ffn_dim=64, word_embed_proj_dim=32, **common)
+        # Gemma and Qwen3 write down the width of a head; the others divide.
+        width = {"head_dim": 8} if family in ("gemma", "gemma2", "gemma3", "qwen3") else {}
+        kind = "gemma3_text" if family == "gemma3" else family
+        config = AutoConfig.for_model(
+            kind, intermediate_size=64, num_key_value_heads=2, tie_word_embeddings=True, **width, **common
+        )
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     folder.mkdir(parents=True, exist_ok=True)

@@ -10,6 +10,7 @@ from typing import Any
 from alpaca_ray.errors import SettingsError
 from alpaca_ray.settings.train import TrainSettings
 from alpaca_ray.settings.training_arguments import RETIRED
+from alpaca_ray.train import zero
 from alpaca_ray.train.plan import Plan
 
 _SHARDING = {"full_shard": True, "shard_grad_op": False, "hybrid_shard": True, "hybrid_shard_zero2": False}
@@ -59,7 +60,7 @@ def translate(settings: TrainSettings, plan: Plan, output_dir: str, *, has_valid
         "metric_for_best_model": "loss" if has_validation else None,
         "report_to": plan.trackers or ["none"],
         "run_name": settings.run_name,
-        "deepspeed": read_json("deepspeed", settings.deepspeed) if settings.deepspeed else None,
+        "deepspeed": _deepspeed(settings, plan),
         "ddp_find_unused_parameters": False,
         "remove_unused_columns": False,
         "disable_tqdm": True,
@@ -73,6 +74,26 @@ def translate(settings: TrainSettings, plan: Plan, output_dir: str, *, has_valid
     if isinstance(rest.get("fsdp_config"), dict) and "fsdp_config" in values:
         rest["fsdp_config"] = {**values["fsdp_config"], **rest["fsdp_config"]}
     return {**values, **rest}
+
+
+def _deepspeed(settings: TrainSettings, plan: Plan) -> dict[str, Any] | None:
+    if not settings.deepspeed:
+        return None
+    further = settings.training_arguments
+    clipping, epsilon = further.get("max_grad_norm", 1.0), further.get("adam_epsilon", 1e-8)
+    expected: dict[str, tuple[str, Any]] = {
+        "train_micro_batch_size_per_gpu": ("--per_device_train_batch_size", plan.micro_batch),
+        "gradient_accumulation_steps": ("--gradient_accumulation_steps", plan.accumulation),
+        "train_batch_size": ("--batch_size", plan.micro_batch * plan.accumulation * plan.workers),
+        "gradient_clipping": ("--max_grad_norm", clipping),
+        "bf16.enabled": ("--bf16", plan.precision == "bf16"),
+        "fp16.enabled": ("--fp16", plan.precision == "fp16"),
+        "optimizer.params.lr": ("--learning_rate", settings.learning_rate),
+        "optimizer.params.weight_decay": ("--weight_decay", settings.weight_decay),
+        "optimizer.params.eps": ("--adam_epsilon", epsilon),
+        "scheduler.params.warmup_max_lr": ("--learning_rate", settings.learning_rate),
+    }
+    return zero.complete(read_json("deepspeed", settings.deepspeed), settings.deepspeed, expected)
 
 
 def read_json(flag: str, path: str) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """An output folder taken for a run: what counts as ours in it, and the way back while nothing is known to work. Pure.
 
-Old files are set aside in a hidden folder, by renaming, and put back unless the workers' setup came back clean: a run
-that never starts changes nothing. The hidden folder itself is the mark: as long as it is there, the setup is not clean.
+Old files are set aside in a hidden folder, by renaming, and put back until the first step has been taken: a run that
+never gets so far changes nothing. The hidden folder itself is the mark: as long as it is there, no step was taken.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from alpaca_ray import storage
 from alpaca_ray.errors import OutputError
 from alpaca_ray.manifest import FILE_NAME as MANIFEST_FILE
 from alpaca_ray.manifest import read_manifest
-from alpaca_ray.train import progress, publish
+from alpaca_ray.train import background, encoded, progress, publish
 from alpaca_ray.train.data import HELDOUT_FILE
 from alpaca_ray.train.identity import IDENTITY_FILE
 
@@ -52,7 +52,9 @@ _MODEL_FILES = {
     "chat_template.jinja",
     publish.TEMPLATE_FILE,
 }
-_NAMES = _MARKS | _MODEL_FILES | {progress.PLOT_FILE, publish.RAY_FOLDER}
+_NAMES = (
+    _MARKS | _MODEL_FILES | {progress.PLOT_FILE, progress.LENGTHS_FILE, progress.TRACKER_FOLDER, publish.RAY_FOLDER}
+) | {encoded.FOLDER}
 _PATTERN = re.compile(r"checkpoint-\d+|model-\d{5}-of-\d{5}\.safetensors")
 
 
@@ -61,6 +63,9 @@ def ours(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     found = [entry for entry in folder.iterdir() if entry.name in _NAMES or _PATTERN.fullmatch(entry.name)]
+    card = folder / progress.CARD_FILE
+    if card.is_file() and progress.CARD_MARK in card.read_text(encoding="utf-8", errors="replace"):
+        found.append(card)  # any other README is somebody's own
     return sorted(entry for entry in found if entry.name != MANIFEST_FILE or _stage(folder) == STAGE)
 
 
@@ -124,7 +129,7 @@ def claimed(folder: Path, *, resume: bool, overwrite: bool, examine: Callable[[]
 
 
 def settle(folder: Path) -> None:
-    """Delete for good what was set aside. Called by the first worker when every worker's setup came back clean."""
+    """Delete for good what was set aside. Called by the first worker after the first step."""
     if (folder / _ASIDE).is_dir():
         os.replace(folder / _ASIDE, folder / _SETTLED)  # one step: a crash while deleting must not restore half of it
     _remove(folder / _SETTLED)
@@ -155,12 +160,15 @@ def _recover(folder: Path) -> None:
     if (folder / _ASIDE).is_dir():
         _restore(folder)
     _remove(folder / _SETTLED)
+    background.sweep(folder)
     for entry in folder.glob(f"{publish.STAGING}*"):
         _remove(entry)
 
 
 def _restore(folder: Path) -> None:
-    for name in (publish.RAY_FOLDER, *_EARLY):
+    background.sweep(folder)
+    publish.remove_bookkeeping(folder)
+    for name in (publish.RAY_FOLDER, encoded.FOLDER, *_EARLY):
         _remove(folder / name)
     os.replace(folder / _ASIDE, folder / _MOVING)
     _move_back(folder)
@@ -176,8 +184,10 @@ def _move_back(folder: Path) -> None:
 def _tidy(folder: Path, *, resume: bool) -> None:
     """After a failure, remove what no resume needs, and our files where nothing at all came of the run."""
     _remove(folder / publish.RAY_FOLDER)
+    publish.remove_bookkeeping(folder)
+    background.sweep(folder)
     if not resume and not publish.newest_checkpoint(folder) and not progress.read_metrics(folder):
-        for name in (*_EARLY, progress.METRICS_FILE):
+        for name in (*_EARLY, progress.METRICS_FILE, encoded.FOLDER):
             _remove(folder / name)
 
 

@@ -56,10 +56,15 @@ def encode(
             records[start : start + _CHUNK], tokenizer, template, max_length, train_on_inputs, add_eos
         )
     if not may_be_empty and not any(has_labels(sample) for sample in samples):
-        raise DataError(
-            f"no record has a response token within --model_max_length {max_length}: every prompt is longer than that"
-        )
+        raise nothing_to_learn(max_length)
     return samples
+
+
+def nothing_to_learn(max_length: int) -> DataError:
+    """Return the error for data in which no sample has a token to learn."""
+    return DataError(
+        f"no record has a response token within --model_max_length {max_length}: every prompt is longer than that"
+    )
 
 
 def has_labels(sample: Sample) -> bool:

@@ -43,6 +43,7 @@ def identity(
         "mode": plan.mode,
         "base_bits": 8 if settings.load_8bit else 4 if settings.load_4bit else None,
         **({name: getattr(settings, name) for name in _LORA} if plan.mode == "lora" else {}),
+        **{name: True for name in ("use_rslora", "use_dora") if plan.mode == "lora" and getattr(settings, name)},
         "seed": settings.seed,
         "val_set_size": settings.val_set_size,
         "data_path": f"{len(training)} records to learn, digest {_digest(training)}",
@@ -77,6 +78,17 @@ def check_same_run(folder: Path, now: Mapping[str, Any], heldout: Sequence[Recor
             f"--resume: {folder} holds another run ({text}): give what it was started with, --overwrite to start anew, "
             "or another folder"
         )
+
+
+def step_samples(folder: Path) -> int | None:
+    """Return the samples of a step of the run that a folder holds, None where it recorded none.
+
+    Raises:
+        OutputError: its record cannot be read.
+    """
+    recorded = _read(folder / IDENTITY_FILE)
+    found = recorded.get("batch_size") if isinstance(recorded, dict) else None
+    return found if isinstance(found, int) and found > 0 else None
 
 
 def write(folder: Path, now: Mapping[str, Any]) -> None:

@@ -2,62 +2,40 @@
 
 from __future__ import annotations
 
-import functools
-from pathlib import Path
+import os
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from alpaca_ray.errors import ModelError, SettingsError
-from alpaca_ray.models import load_model, load_tokenizer
+from alpaca_ray.errors import ModelError
+from alpaca_ray.models import load_model
 from alpaca_ray.settings.train import TrainSettings
+from alpaca_ray.train.adapter import add_adapter
 from alpaca_ray.train.plan import Plan
 
-ALL_LINEAR = "all-linear"
 
-# What Stanford's trainer gives a tokenizer that lacks them.
-_STANFORD_TOKENS = {"pad_token": "[PAD]", "eos_token": "</s>", "bos_token": "<s>", "unk_token": "<unk>"}
-# PEFT's own, PEFT's older one, and what Alpaca-LoRA reads of a checkpoint folder.
-ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin", "pytorch_model.bin")
-
-
-def build_tokenizer(settings: TrainSettings, source: str) -> Any:
-    """Load the tokenizer of the model at ``source``, with Stanford's missing tokens added in full fine-tuning.
-
-    Raises:
-        ModelError: it cannot be loaded, or has no end token.
-    """
-    tokenizer = load_tokenizer(source, flag=settings.model_flag, cache_dir=settings.cache_dir)
-    if settings.spoken == "Stanford" and settings.mode[0] == "full":
-        missing = {name: token for name, token in _STANFORD_TOKENS.items() if getattr(tokenizer, name) is None}
-        if missing:
-            tokenizer.add_special_tokens(missing)
-    if tokenizer.eos_token_id is None:
-        raise ModelError(f"{settings.model_flag} {settings.model_name}: its tokenizer has no end token")
-    return tokenizer
-
-
-def padding(settings: TrainSettings, tokenizer: Any) -> tuple[int, str]:
-    """Return the padding id and side: 0 on the left in Alpaca-LoRA's dialect, else the tokenizer's own on the right."""
-    if settings.spoken == "Alpaca-LoRA":
-        return 0, "left"
-    pad = tokenizer.pad_token_id
-    return (tokenizer.eos_token_id if pad is None else pad), "right"
-
-
-def build_model(settings: TrainSettings, plan: Plan, tokenizer: Any, source: str, *, local_rank: int = 0) -> Any:
+def build_model(settings: TrainSettings, plan: Plan, tokenizer: Any, source: str) -> Any:
     """Load the base model from ``source`` and make the weights trainable that the plan asks for.
+
+    Under ZeRO-3 the TrainingArguments must exist already: transformers then divides each weight as it loads.
 
     Raises:
         ModelError: it cannot be loaded.
-        SettingsError: a target module or a layer class that the model does not have.
     """
     import torch
 
     compute = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[plan.precision]
+    quantised = settings.load_8bit or settings.load_4bit
     options: dict[str, Any] = {"cache_dir": settings.cache_dir}
-    if settings.load_8bit or settings.load_4bit:
-        options["quantization_config"] = _quantization(settings, compute)
-        if plan.use_gpu:
-            options["device_map"] = {"": local_rank}
+    if plan.gpus_per_worker > 1:
+        options["device_map"] = "auto"  # layer by layer over the worker's GPUs, filled evenly
+    elif quantised and plan.use_gpu:
+        options["device_map"] = {"": os.environ.get("ACCELERATE_TORCH_DEVICE", "cuda:0")}  # set by Ray Train
+    if quantised:
+        options["quantization_config"] = quantization(settings, compute, sharded=plan.fsdp)
+    if settings.deepspeed and not plan.use_gpu:
+        from alpaca_ray.train.wrapping import start_deepspeed_on_cpu
+
+        start_deepspeed_on_cpu()
     # Full fine-tuning keeps float32 weights and computes in lower precision; a frozen base needs no such copy.
     options["dtype"] = torch.float32 if plan.mode == "full" else compute
     try:
@@ -65,92 +43,56 @@ def build_model(settings: TrainSettings, plan: Plan, tokenizer: Any, source: str
     except (ImportError, RuntimeError) as error:
         raise ModelError(f"{settings.model_flag} {settings.model_name}: cannot be loaded: {error}") from error
     model.config.use_cache = False
-    if plan.fsdp and settings.fsdp_transformer_layer_cls_to_wrap:
-        _check_layer_classes(model, settings.fsdp_transformer_layer_cls_to_wrap.split(","))
+    if plan.gpus_per_worker > 1:  # as finetune.py of Alpaca-LoRA: keeps Trainer from replicating or moving it
+        model.is_parallelizable = True
+        model.model_parallel = True
     if plan.mode == "full":
         grow_embeddings(model, len(tokenizer))
         return model
-    if settings.load_8bit or settings.load_4bit:
+    if quantised:
         from peft import prepare_model_for_kbit_training
 
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=settings.gradient_checkpointing)
     elif settings.gradient_checkpointing:
         model.enable_input_require_grads()
-    return _add_adapter(settings, model)
+    return add_adapter(settings, model)
 
 
 def grow_embeddings(model: Any, size: int) -> None:
     """Grow input and output embeddings to ``size`` tokens; new rows are the mean of the old ones, as Stanford's."""
     import torch
 
-    old = model.get_input_embeddings().weight.shape[0]
+    weight = model.get_input_embeddings().weight
+    old = getattr(weight, "ds_shape", weight.shape)[0]
     if size <= old:
         return
     model.resize_token_embeddings(size, mean_resizing=False)
     with torch.no_grad():
         for embeddings in (model.get_input_embeddings(), model.get_output_embeddings()):
             weight = embeddings.weight
-            weight[old:] = weight[:old].mean(dim=0, keepdim=True)
+            with _writable(weight):
+                if weight.numel():  # under ZeRO-3 every worker takes part, and the first one's values count
+                    weight[old:] = weight[:old].mean(dim=0, keepdim=True)
 
 
-def load_adapter_weights(model: Any, folder: Path) -> None:
-    """Load adapter weights alone (no optimiser state) into a model that has an adapter.
+def _writable(weight: Any) -> AbstractContextManager[Any]:
+    """Make a weight that ZeRO-3 divided whole for a change."""
+    if not hasattr(weight, "ds_id"):
+        return nullcontext()
+    from deepspeed.runtime.zero import GatheredParameters
 
-    Raises:
-        SettingsError: the folder holds none, or the weights are of another adapter.
+    return GatheredParameters([weight], modifier_rank=0)
+
+
+def quantization(settings: TrainSettings, compute: Any, *, sharded: bool = False) -> Any:
+    """Return the bitsandbytes configuration: 8 bits (LLM.int8), or NF4 with double quantisation (QLoRA).
+
+    Args:
+        compute: the dtype of the products.
+        sharded: FSDP2 is going to divide the weights. It leaves integer storage whole, and casts other storage than
+            that of its own precision, which would destroy the packed values.
     """
-    from peft import set_peft_model_state_dict
-
-    file = next((folder / name for name in ADAPTER_FILES if (folder / name).is_file()), None)
-    if file is None:
-        raise SettingsError(
-            f"--resume_from_checkpoint {folder}: holds neither trainer_state.json nor {ADAPTER_FILES[0]}"
-        )
-    try:
-        result = set_peft_model_state_dict(model, _read_weights(file))
-    except RuntimeError as error:
-        raise SettingsError(f"--resume_from_checkpoint {file}: does not fit this adapter: {error}") from error
-    if result.unexpected_keys:
-        raise SettingsError(
-            f"--resume_from_checkpoint {file}: holds {result.unexpected_keys[0]}, which this adapter does not have"
-        )
-
-
-def _read_weights(file: Path) -> dict[str, Any]:
-    import pickle
-
     import torch
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        if file.suffix == ".safetensors":
-            return load_file(file)
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise SettingsError(f"--resume_from_checkpoint {file}: cannot be read as weights: {reason}") from error
-    if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
-        raise SettingsError(f"--resume_from_checkpoint {file}: holds no weights by name")
-    return content
-
-
-def parameter_counts(model: Any) -> tuple[int, int]:
-    """Return how many parameters the model has, and how many of them are trained (quantised ones counted unpacked)."""
-    if hasattr(model, "get_nb_trainable_parameters"):
-        trainable, total = model.get_nb_trainable_parameters()
-        return int(total), int(trainable)
-    total = sum(parameter.numel() for parameter in model.parameters())
-    return total, sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-
-
-def adapted_layers(model: Any) -> list[str]:
-    """Return the classes of the layers under the adapter (``Linear``, ``Linear8bitLt``, ...), none without one."""
-    layers = (getattr(module, "base_layer", None) for module in model.modules())
-    return sorted({type(layer).__name__ for layer in layers if layer is not None})
-
-
-def _quantization(settings: TrainSettings, compute: Any) -> Any:
     from transformers import BitsAndBytesConfig
 
     if settings.load_8bit:
@@ -160,53 +102,17 @@ def _quantization(settings: TrainSettings, compute: Any) -> Any:
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=compute,
+        bnb_4bit_quant_storage=compute if sharded else torch.uint8,
     )
 
 
-def _add_adapter(settings: TrainSettings, model: Any) -> Any:
-    from peft import LoraConfig, get_peft_model
+def parameter_counts(model: Any) -> tuple[int, int]:
+    """Return how many parameters the model has, and how many of them are trained.
 
-    targets: list[str] | str = settings.lora_target_modules
-    if targets == [ALL_LINEAR]:
-        targets = ALL_LINEAR
-    else:
-        _check_targets(model, settings.lora_target_modules)
-    config = LoraConfig(
-        r=settings.lora_r,
-        lora_alpha=settings.lora_alpha,
-        lora_dropout=settings.lora_dropout,
-        target_modules=targets,
-        bias="none",
-        task_type="CAUSAL_LM",
-    )
-    model = get_peft_model(model, config)
-    # The name the user gave, never a path inside a worker: a reader on another machine must be able to follow it.
-    for adapter in model.peft_config.values():
-        adapter.base_model_name_or_path = settings.model_name
-    # peft would ask the hub whether the vocabulary was resized, by a name that only we may know; LoRA never does that.
-    model.save_pretrained = functools.partial(model.save_pretrained, save_embedding_layers=False)
-    return model
-
-
-def _check_targets(model: Any, names: list[str]) -> None:
-    import torch
-
-    paths = [
-        path
-        for path, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear | torch.nn.Embedding | torch.nn.Conv1d) or "Conv1D" in str(type(module))
-    ]
-    for name in names:
-        if not any(path == name or path.endswith(f".{name}") for path in paths):
-            known = ", ".join(sorted({path.rsplit(".", 1)[-1] for path in paths} - {"lm_head"}))
-            raise SettingsError(f"--lora_target_modules {name}: the model has no such layer; it has {known}")
-
-
-def _check_layer_classes(model: Any, names: list[str]) -> None:
-    classes = {type(module).__name__ for module in model.modules()}
-    for name in names:
-        if name not in classes:
-            layers = ", ".join(sorted(found for found in classes if "Layer" in found or "Block" in found))
-            raise SettingsError(
-                f"--fsdp_transformer_layer_cls_to_wrap {name}: the model has no such class; it has {layers}"
-            )
+    Quantised ones are counted unpacked, and ones that ZeRO-3 divides whole.
+    """
+    if hasattr(model, "get_nb_trainable_parameters"):
+        trainable, total = model.get_nb_trainable_parameters()
+        return int(total), int(trainable)
+    sizes = [(getattr(part, "ds_numel", part.numel()), part.requires_grad) for part in model.parameters()]
+    return sum(size for size, _ in sizes), sum(size for size, trained in sizes if trained)

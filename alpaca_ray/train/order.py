@@ -48,14 +48,18 @@ def split_step(indices: Sequence[int], *, micro_batch: int, workers: int, rank: 
 
 
 class Batches:
-    """The micro-batches of one worker over an epoch: a batch sampler for torch's DataLoader."""
+    """The micro-batches of one worker over an epoch: a batch sampler for torch's DataLoader.
+
+    Every ``step`` samples (over all workers; one micro-batch of each if not given) make a step. Each worker takes the
+    same number of micro-batches for it, smaller or empty ones where it does not divide.
+    """
 
     def __init__(
         self,
         count: int,
         *,
         micro_batch: int,
-        accumulation: int = 1,
+        step: int | None = None,
         workers: int = 1,
         rank: int = 0,
         seed: int = 0,
@@ -64,7 +68,7 @@ class Batches:
     ) -> None:
         self._count = count
         self._micro_batch, self._workers, self._rank = micro_batch, workers, rank
-        self._step = micro_batch * accumulation * workers
+        self._step = step or micro_batch * workers
         self._seed, self._shuffle, self._lengths = seed, shuffle, lengths
         self._epoch = 0
 
@@ -77,10 +81,18 @@ class Batches:
         """Choose the epoch whose order the next iteration follows."""
         self._epoch = epoch
 
+    def of_step(self, step: int) -> list[int]:
+        """Return the samples of an optimiser step, over all workers; steps count from 1, through all epochs."""
+        epoch, number = divmod(step - 1, -(-self._count // self._step))
+        order = list(range(self._count))
+        if self._shuffle:
+            order = epoch_order(self._count, epoch=epoch, seed=self._seed, lengths=self._lengths, batch=self._step)
+        return order[number * self._step : (number + 1) * self._step]
+
     def __len__(self) -> int:
         whole, rest = divmod(self._count, self._step)
-        per_step = self._step // (self._micro_batch * self._workers)
-        return whole * per_step + -(-rest // (self._micro_batch * self._workers))
+        slot = self._micro_batch * self._workers
+        return whole * -(-self._step // slot) + -(-rest // slot)
 
     def __iter__(self) -> Iterator[list[int]]:
         order = list(range(self._count))

@@ -11,6 +11,8 @@ from alpaca_ray.errors import SettingsError
 from alpaca_ray.settings.dialects import LORA_FLAGS
 from alpaca_ray.settings.train import TrainSettings
 from alpaca_ray.settings.training_arguments import RETIRED
+from alpaca_ray.train.modes import check_modes
+from alpaca_ray.train.split import split_batch
 
 Precision = Literal["bf16", "fp16", "fp32"]
 
@@ -24,38 +26,42 @@ class Plan:
     use_gpu: bool
     precision: Precision
     tf32: bool | None
-    workers: int
+    workers: int  # with elastic workers: the largest number
+    least_workers: int
+    step_samples: int  # over all workers, whatever their number
     micro_batch: int
-    accumulation: int
+    accumulation: int  # with that many workers
     fsdp: bool
     cpus_per_worker: int
+    gpus_per_worker: int  # where GPUs are used
     trackers: list[str]
     wandb_project: str | None
     warnings: list[str] = field(default_factory=list)
-
-    @property
-    def step_samples(self) -> int:
-        """Samples a step holds over all workers."""
-        return self.micro_batch * self.accumulation * self.workers
 
     def lines(self) -> list[str]:
         """Return the plan as lines for the terminal."""
         device = "GPU" if self.use_gpu else "CPU"
         split = f"{self.micro_batch} x {self.accumulation} x {self.workers} workers"
+        if self.micro_batch * self.accumulation * self.workers != self.step_samples:
+            split = f"at most {split}, unevenly"
+        workers = str(self.workers) if self.workers == self.least_workers else f"{self.least_workers} to {self.workers}"
         return [
             f"mode: {'LoRA adapter' if self.mode == 'lora' else 'full fine-tuning'} ({self.why_mode})",
-            f"runs on: {self.workers} {device} worker{'s' if self.workers > 1 else ''}, {self.precision}",
+            f"runs on: {workers} {device} worker{'s' if self.workers > 1 else ''}, {self.precision}",
             f"batch: {self.step_samples} samples a step ({split})",
             *(f"warning: {line}" for line in self.warnings),
         ]
 
 
-def make_plan(settings: TrainSettings, *, has_gpus: bool) -> Plan:
+def make_plan(
+    settings: TrainSettings, *, has_gpus: bool, begun_with: int | None = None, may_be_uneven: bool = False
+) -> Plan:
     """Resolve what depends on the machine.
 
     Args:
         settings: the resolved settings.
         has_gpus: whether the cluster has a GPU or can start a node that has one.
+        begun_with: samples of a step of the run that goes on; see ``split_batch``, also for ``may_be_uneven``.
 
     Raises:
         SettingsError: the batch cannot be split, or something asked for by name cannot run here.
@@ -74,13 +80,10 @@ def make_plan(settings: TrainSettings, *, has_gpus: bool) -> Plan:
             warnings.append("--tf32 has no effect without a GPU")
         tf32 = None
     fsdp = bool(settings.fsdp.strip())
-    if fsdp and (settings.load_8bit or settings.load_4bit):
-        raise SettingsError("--fsdp with a quantised base is not supported: leave --load_8bit / --load_4bit out")
-    if settings.deepspeed and not use_gpu:
-        raise SettingsError("--deepspeed runs on GPUs only: use --fsdp, or neither, on the CPU")
+    check_modes(settings, use_gpu=use_gpu)
     for name in sorted(settings.training_arguments.keys() & RETIRED):
         warnings.append(f"--{name} has no effect: TrainingArguments no longer has it")
-    micro, accumulation = split_batch(settings)
+    split = split_batch(settings, begun_with=begun_with, may_be_uneven=may_be_uneven)
     trackers, project = _trackers(settings, warnings)
     return Plan(
         mode=mode,
@@ -88,46 +91,18 @@ def make_plan(settings: TrainSettings, *, has_gpus: bool) -> Plan:
         use_gpu=use_gpu,
         precision=precision,
         tf32=tf32,
-        workers=settings.num_workers,
-        micro_batch=micro,
-        accumulation=accumulation,
+        workers=settings.workers[1],
+        least_workers=settings.workers[0],
+        step_samples=split.step_samples,
+        micro_batch=split.micro_batch,
+        accumulation=split.accumulation,
         fsdp=fsdp,
         cpus_per_worker=settings.cpus_per_worker or 1,
+        gpus_per_worker=settings.gpus_per_worker,
         trackers=trackers,
         wandb_project=project,
         warnings=warnings,
     )
-
-
-def split_batch(settings: TrainSettings) -> tuple[int, int]:
-    """Return samples a forward pass, and forward passes a step, of one worker.
-
-    As in Alpaca-LoRA: accumulation is the global batch over the micro-batch, over the number of workers; here each
-    division must be exact. In our dialect a micro-batch that was not given adapts to a small or odd batch.
-
-    Raises:
-        SettingsError: the global batch cannot be split so.
-    """
-    micro, total, workers = settings.per_device_train_batch_size, settings.batch_size, settings.num_workers
-    by_hand = settings.was_given("gradient_accumulation_steps")
-    if total is None or (by_hand and not settings.was_given("batch_size")):
-        return micro, settings.gradient_accumulation_steps
-    if settings.spoken == "ours" and not settings.was_given("per_device_train_batch_size") and total % workers == 0:
-        share = total // workers
-        micro = max(size for size in range(1, min(micro, share) + 1) if share % size == 0)
-    if total % (micro * workers):
-        flag = "--micro_batch_size" if settings.spoken == "Alpaca-LoRA" else "--per_device_train_batch_size"
-        raise SettingsError(
-            f"--batch_size {total} cannot be split: it must be a multiple of {flag} {micro} times "
-            f"--num_workers {workers}, which is {micro * workers}"
-        )
-    accumulation = total // (micro * workers)
-    if by_hand and settings.gradient_accumulation_steps != accumulation:
-        raise SettingsError(
-            f"--batch_size {total} means {accumulation} forward passes a step, and --gradient_accumulation_steps says "
-            f"{settings.gradient_accumulation_steps}: give one of them"
-        )
-    return micro, accumulation
 
 
 def _precision(settings: TrainSettings, use_gpu: bool, warnings: list[str]) -> Precision:

@@ -13,15 +13,20 @@ from typing import Any
 from alpaca_ray.storage import write_atomic
 
 METRICS_FILE = "metrics.jsonl"
+SAMPLES_FILE = "samples.jsonl"  # which samples each step learnt, where that is recorded
 PLOT_FILE = "loss.png"
+LENGTHS_FILE = "lengths.png"
+CARD_FILE = "README.md"
+CARD_MARK = "<!-- written by alpaca_ray's jobs/train.py -->"
+TRACKER_FOLDER = "trackers"
 _POLL_SECONDS = 0.3
 
 Row = Mapping[str, Any]
 
 
-def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """Return the rows of a run's ``metrics.jsonl``; a last line that a crash cut off is left out."""
-    path = folder / METRICS_FILE
+def read_metrics(folder: Path, name: str = METRICS_FILE) -> list[dict[str, Any]]:
+    """Return the rows of a run's ``metrics.jsonl`` (or its sibling); a last line that a crash cut off is left out."""
+    path = folder / name
     if not path.is_file():
         return []
     rows = []
@@ -33,21 +38,21 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def rewind(folder: Path, step: int) -> list[dict[str, Any]]:
+def rewind(folder: Path, step: int, name: str = METRICS_FILE) -> list[dict[str, Any]]:
     """Drop the rows after ``step``, which a run that starts there will write again, and return the others.
 
     Also drops a last line that a crash cut off: the next row would be glued to it.
     """
-    if not (folder / METRICS_FILE).exists():
+    if not (folder / name).exists():
         return []
-    rows = [row for row in read_metrics(folder) if row.get("step", 0) <= step]
-    write_atomic(folder / METRICS_FILE, "".join(json.dumps(row) + "\n" for row in rows))
+    rows = [row for row in read_metrics(folder, name) if row.get("step", 0) <= step]
+    write_atomic(folder / name, "".join(json.dumps(row) + "\n" for row in rows))
     return rows
 
 
-def append(folder: Path, row: Row) -> None:
+def append(folder: Path, row: Row, name: str = METRICS_FILE) -> None:
     """Append one row."""
-    with (folder / METRICS_FILE).open("a", encoding="utf-8") as handle:
+    with (folder / name).open("a", encoding="utf-8") as handle:
         handle.write(json.dumps(row) + "\n")
 
 
@@ -60,13 +65,22 @@ def format_row(row: Row) -> str:
         parts.append(f"validation loss {row['eval_loss']:.4f}")
     if "loss" in row:
         parts.append(f"loss {row['loss']:.4f}")
+    if "stopped" in row:
+        parts.append(f"stopped: {row['stopped']}")
     if "learning_rate" in row:
         parts.append(f"learning rate {row['learning_rate']:.2e}")
     if row.get("tokens_per_second"):
         parts.append(f"{row['tokens_per_second']:.0f} tokens/s")
+    if row.get("model_flops_utilisation") is not None:
+        parts.append(f"MFU {row['model_flops_utilisation']:.1%}")
+    if row.get("padding_share") is not None:
+        parts.append(f"padding {row['padding_share']:.0%}")
+    if row.get("memory_bytes"):
+        parts.append(f"{row['memory_bytes'] / 1e9:.2f} GB")
     if row.get("seconds_left") is not None:
         minutes, seconds = divmod(round(row["seconds_left"]), 60)
-        parts.append(f"{minutes}:{seconds:02d} left")
+        hours, rest = divmod(minutes, 60)
+        parts.append(f"{hours}:{rest:02d}:{seconds:02d} left" if hours else f"{minutes}:{seconds:02d} left")
     return " | ".join(parts)
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from alpaca_ray.errors import OutputError
 from alpaca_ray.storage import umask, used_by
 
 SETTINGS_FILE = "train_settings.yaml"
@@ -17,6 +19,9 @@ TEMPLATE_FILE = "prompt_template.json"
 RAY_FOLDER = ".ray_train"
 
 STAGING = ".publish."
+
+# What Ray Train keeps of its own in a run's storage; ours is what a run goes on from.
+_BOOKKEEPING = ("checkpoint_manager_snapshot.json", ".validate_storage_marker")
 
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 # Written last by Trainer, so its presence marks a checkpoint that was written whole.
@@ -31,6 +36,22 @@ def newest_checkpoint(folder: Path) -> Path | None:
         if (match := _CHECKPOINT.fullmatch(entry.name)) and (entry / STATE_FILE).is_file()
     }
     return found[max(found)] if found else None
+
+
+def remove_bookkeeping(folder: Path) -> None:
+    """Remove what Ray Train wrote for itself into a run's folder."""
+    for name in _BOOKKEEPING:
+        (folder / name).unlink(missing_ok=True)
+
+
+def not_shared(folder: Path, token: str) -> OutputError | None:
+    """Return the error that a folder is not the one into which the driver wrote the file ``token``, None if it is."""
+    if (folder / token).is_file():
+        return None
+    return OutputError(
+        f"--output_dir {folder} is not the same folder on every node ({socket.gethostname()} does not see what the job "
+        "wrote there): give one on storage that the nodes share"
+    )
 
 
 @contextmanager

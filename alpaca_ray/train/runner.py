@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import shutil
 import time
 import uuid
@@ -11,23 +10,23 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.v2.api.config import LoggingConfig
 
 from alpaca_ray import cluster, manifest, models, storage
 from alpaca_ray.console import say, show_settings
-from alpaca_ray.errors import AlpacaRayError, SettingsError, find_cause
+from alpaca_ray.errors import SettingsError
 from alpaca_ray.machine import cores
 from alpaca_ray.prompts import load_template
 from alpaca_ray.records import Record, source_path, write_json
 from alpaca_ray.report.plots import save_loss_curve
 from alpaca_ray.settings.train import TrainSettings
-from alpaca_ray.train import arguments, claim, data, progress, publish, saved
+from alpaca_ray.train import arguments, background, claim, data, dry_run, finish, progress, publish, saved
 from alpaca_ray.train import identity as run_identity
-from alpaca_ray.train.loop import Job, run_worker
-from alpaca_ray.train.model import ADAPTER_FILES
+from alpaca_ray.train.encode_ahead import encode_ahead
+from alpaca_ray.train.encoded import FOLDER as ENCODED_FOLDER
+from alpaca_ray.train.job import Job
+from alpaca_ray.train.launch import launch
 from alpaca_ray.train.plan import Plan, make_plan
+from alpaca_ray.train.restart import restart_point
 
 
 def train(settings: TrainSettings) -> dict[str, Any] | None:
@@ -39,18 +38,21 @@ def train(settings: TrainSettings) -> dict[str, Any] | None:
     times = {"start": time.time()}
     models.check_model_name(settings.model_name, flag=settings.model_flag)
     template = load_template(settings.prompt_template)
-    restart_from = _restart_point(settings)
+    restart_from = restart_point(settings)
     records = data.read_all(settings.data_path)
     training, heldout = data.split(records, settings.val_set_size, seed=settings.seed)
     # What does not depend on the cluster is checked before Ray starts; a GPU is assumed, so nothing is refused for want
     # of one.
-    arguments.translate(settings, make_plan(settings, has_gpus=True), "", has_validation=bool(heldout))
+    assumed = make_plan(settings, has_gpus=True, may_be_uneven=settings.resume)
+    arguments.translate(settings, assumed, "", has_validation=bool(heldout))
 
     # The run's own lines come from metrics.jsonl; what libraries print in workers stays in Ray's log folder.
-    wanted = settings.num_workers * (settings.cpus_per_worker or 1)
+    wanted = settings.workers[1] * (settings.cpus_per_worker or 1)
     cluster.connect(minimum_cpus=max(2, min(wanted, 2 * cores())), show_workers=False)  # more would only wait in turn
     times["cluster"] = time.time()
-    plan = make_plan(settings, has_gpus=cluster.has_gpus())
+    output = storage.resolve_output(settings.output_dir, several_nodes=cluster.node_count() > 1)
+    begun_with = run_identity.step_samples(output) if settings.resume else None
+    plan = make_plan(settings, has_gpus=cluster.has_gpus(), begun_with=begun_with, may_be_uneven=begun_with is not None)
     arguments.check_trackers(plan.trackers)
     show_settings("train: settings", settings)
     for line in plan.lines():
@@ -67,6 +69,10 @@ def train(settings: TrainSettings) -> dict[str, Any] | None:
     translated = arguments.translate(settings, plan, str(output), has_validation=bool(heldout))
     if settings.dry_run:
         say(saved.resolved_yaml(settings))
+        source = _model_source(settings.model_name)
+        about = (settings, plan, template, training, source, _bundle(plan))
+        for line in dry_run.dry_run_lines(*about, deepspeed=translated["deepspeed"]):
+            say(line)
         say(f"dry run: nothing was loaded or written; output would go to {storage.location(output)}")
         return None
     if _needs_library_check(settings):
@@ -75,7 +81,8 @@ def train(settings: TrainSettings) -> dict[str, Any] | None:
         # A hub id that nobody can reach.
         models.load_config(settings.model_name, flag=settings.model_flag, cache_dir=cache_dir)
     bundle = _bundle(plan)
-    cluster.check_fits([bundle] * plan.workers, f"training with {plan.workers} worker{'s' if plan.workers > 1 else ''}")
+    least = plan.least_workers
+    cluster.check_fits([bundle] * least, f"training with {least} worker{'s' if least > 1 else ''}")
 
     job = Job(
         settings=settings.model_copy(update={"cache_dir": cache_dir}),
@@ -86,6 +93,7 @@ def train(settings: TrainSettings) -> dict[str, Any] | None:
         output_dir=str(output),
         token=f"{publish.RAY_FOLDER}/claim-{uuid.uuid4().hex}",
         restart_from=str(restart_from) if restart_from else None,
+        may_lose_nodes=cluster.may_lose_nodes(),
         records=ray.put((training, heldout)),
         model_source=_model_source(settings.model_name),
         times=times,
@@ -109,8 +117,10 @@ def train(settings: TrainSettings) -> dict[str, Any] | None:
             none_yet = f"no checkpoint in {output} yet: starting from the beginning"
             say(f"Restarting from {newest}" if newest else none_yet)
         _prepare(job, output, identity, heldout)
+        if encode_ahead(output, training, job.settings, template, job.model_source):
+            say(f"{len(training)} records encoded")
         with progress.follow(output, say):
-            result = _run(job, bundle)
+            result = launch(job, bundle)
         return _finish(job, result, output)
 
 
@@ -125,42 +135,11 @@ def _finished(output: Path, settings: TrainSettings, plan: Plan, samples: int) -
     return content if content.get("steps", 0) >= steps else None
 
 
-def _run(job: Job, bundle: dict[str, float]) -> dict[str, Any]:
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # how soon the end of the run is noticed
-    if cluster.node_count() == 1:  # nothing to watch: the only node takes the driver with it
-        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-    plan = job.plan
-    trainer = TorchTrainer(
-        run_worker,
-        train_loop_config={"job": job},
-        scaling_config=ScalingConfig(
-            num_workers=plan.workers, use_gpu=plan.use_gpu, resources_per_worker=bundle, placement_strategy="PACK"
-        ),
-        # Sharded weights are gathered over the CPU, which nccl alone cannot do.
-        torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if plan.use_gpu else "gloo"),
-        run_config=RunConfig(
-            name="run",
-            storage_path=str(Path(job.output_dir) / publish.RAY_FOLDER),
-            failure_config=FailureConfig(max_failures=job.settings.max_failures),
-            logging_config=LoggingConfig(log_level="WARNING"),
-        ),
-    )
-    try:
-        result = trainer.fit()
-    except Exception as error:
-        known = find_cause(error)
-        if known is None:
-            raise
-        raise known from error
-    values = result.return_value or {}
-    if isinstance(values.get("error"), AlpacaRayError):
-        raise values["error"]
-    return dict(values)
-
-
 def _prepare(job: Job, output: Path, identity: dict[str, Any], heldout: list[Record]) -> None:
     """Write what the run needs into its folder."""
     ray_folder = output / publish.RAY_FOLDER
+    publish.remove_bookkeeping(output)
+    background.sweep(output)
     shutil.rmtree(ray_folder, ignore_errors=True)  # Ray Train's own bookkeeping of an earlier attempt; ours resumes
     ray_folder.mkdir()
     (output / job.token).touch()
@@ -172,8 +151,11 @@ def _prepare(job: Job, output: Path, identity: dict[str, Any], heldout: list[Rec
 def _finish(job: Job, result: dict[str, Any], output: Path) -> dict[str, Any]:
     settings, plan = job.settings, job.plan
     save_loss_curve(progress.read_metrics(output), output / progress.PLOT_FILE)
+    result = finish.with_lengths(result, output, settings.model_max_length)
     weights = "adapter_model.safetensors" if plan.mode == "lora" else "config.json"
-    shutil.rmtree(output / publish.RAY_FOLDER, ignore_errors=True)
+    for folder in (publish.RAY_FOLDER, ENCODED_FOLDER):
+        shutil.rmtree(output / folder, ignore_errors=True)
+    publish.remove_bookkeeping(output)
     content = manifest.write_manifest(
         output,
         "train",
@@ -186,9 +168,12 @@ def _finish(job: Job, result: dict[str, Any], output: Path) -> dict[str, Any]:
         mode=plan.mode,
         precision=plan.precision,
         workers=plan.workers,
+        step_samples=plan.step_samples,
+        heldout_records=finish.heldout_count(output),
         seconds=round(time.time() - job.times["start"], 1),
         **result,
     )
+    finish.write_card(output, content, settings)
     before, after = result["validation_loss_before"], result["validation_loss_after"]
     if job.settings.val_set_size and not result["validated"]:
         say(
@@ -199,23 +184,11 @@ def _finish(job: Job, result: dict[str, Any], output: Path) -> dict[str, Any]:
         say(f"validation loss: {before:.4f} before, {after:.4f} after {result['steps']} steps")
     share = result["trainable_parameters"] / max(1, result["parameters"])
     say(f"trained {result['trainable_parameters']:,} of {result['parameters']:,} parameters ({share:.2%})")
+    for line in finish.closing_lines(content):
+        say(line)
     what = "adapter" if plan.mode == "lora" else "model"
     say(f"{what} saved to {storage.location(output)}")
     return content
-
-
-def _restart_point(settings: TrainSettings) -> Path | None:
-    if not settings.resume_from_checkpoint:
-        return None
-    path = Path(settings.resume_from_checkpoint).expanduser().resolve()
-    if not path.is_dir():
-        raise SettingsError(f"Checkpoint {settings.resume_from_checkpoint} not found (--resume_from_checkpoint)")
-    if not any((path / name).is_file() for name in (publish.STATE_FILE, *ADAPTER_FILES)):
-        raise SettingsError(
-            f"--resume_from_checkpoint {settings.resume_from_checkpoint}: holds neither {publish.STATE_FILE} (a full "
-            f"state) nor adapter weights ({', '.join(ADAPTER_FILES)})"
-        )
-    return path
 
 
 def _model_source(name: str) -> str:
@@ -230,4 +203,4 @@ def _needs_library_check(settings: TrainSettings) -> bool:
 
 
 def _bundle(plan: Plan) -> dict[str, float]:
-    return {"CPU": plan.cpus_per_worker, **({"GPU": 1} if plan.use_gpu else {})}
+    return {"CPU": plan.cpus_per_worker, **({"GPU": plan.gpus_per_worker} if plan.use_gpu else {})}

@@ -7,18 +7,21 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from accelerate.state import PartialState
-from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch.utils.data import DataLoader
-from transformers import PrinterCallback, Trainer, TrainingArguments
+from transformers import PrinterCallback, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
 from alpaca_ray.train.collate import Batch, token_count
 from alpaca_ray.train.encode import IGNORE_INDEX, Sample
+from alpaca_ray.train.encoded import lengths_of
+from alpaca_ray.train.evaluating import evaluating
+from alpaca_ray.train.loss import head_of, loss_in_head
 from alpaca_ray.train.order import Batches
+from alpaca_ray.train.survival import SurvivingTrainer
+from alpaca_ray.train.wrapping import correct_accelerator
 
 
-class AlpacaTrainer(Trainer):
+class AlpacaTrainer(SurvivingTrainer):
     """Trains on samples in an order that does not depend on the number of workers.
 
     The loss of a step is the sum over the learnt tokens of all its samples, on all workers, divided by their number, so
@@ -39,17 +42,23 @@ class AlpacaTrainer(Trainer):
         tokenizer: Any,
         callbacks: list[Any],
         group_by_length: bool = False,
+        step_samples: int | None = None,
     ) -> None:
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self._base = base
         self._trims_head = "logits_to_keep" in inspect.signature(base.forward).parameters
         self._group_by_length = group_by_length
+        self._step_samples = step_samples or (
+            args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+        )
         self.tokens_seen = 0  # real tokens that this worker trained on since the start of this process
+        self.slots_seen = 0  # the same with padding
         super().__init__(
             model=model,
             args=args,
             data_collator=collate,
-            train_dataset=list(samples),
-            eval_dataset=list(heldout) or None,
+            train_dataset=samples,
+            eval_dataset=heldout if len(heldout) else None,
             processing_class=tokenizer,
             callbacks=callbacks,
         )
@@ -59,38 +68,19 @@ class AlpacaTrainer(Trainer):
         self._loss_shifts_labels = True
 
     def create_accelerator_and_postprocess(self) -> None:
-        """Create accelerate's state, and correct what it makes of CPU workers.
-
-        accelerate takes an FSDP plugin on GPUs only and would silently fall back to DDP, while FSDP2 itself runs over
-        gloo; and it would wrap the model of a single worker in DDP, which exchanges gradients with nobody.
-        """
+        """Create accelerate's state, and correct what it makes of the workers."""
         super().create_accelerator_and_postprocess()
-        if not self.args.use_cpu:
-            return
-        if self.args.fsdp_plugin_args is not None:
-            plugin = FullyShardedDataParallelPlugin(**self.args.fsdp_plugin_args)
-            if self.args.mixed_precision != "no":
-                plugin.set_mixed_precision(self.args.mixed_precision)
-            self.accelerator.state.fsdp_plugin = plugin
-            self.is_fsdp_enabled = True
-            self._set_distributed_type(DistributedType.FSDP)
-        elif self.accelerator.num_processes == 1:
-            self._set_distributed_type(DistributedType.NO)
-
-    def _set_distributed_type(self, kind: DistributedType) -> None:
-        self.accelerator.state.distributed_type = kind
-        # Every later AcceleratorState() copies the value of the underlying PartialState over its own.
-        PartialState._shared_state["distributed_type"] = kind
+        correct_accelerator(self)
 
     def get_train_dataloader(self) -> DataLoader:
         """Return this worker's micro-batches of training samples."""
-        lengths = [len(sample["input_ids"]) for sample in self.train_dataset] if self._group_by_length else None
+        lengths = lengths_of(self.train_dataset) if self._group_by_length else None
         return self._loader(
             self.train_dataset,
             Batches(
                 len(self.train_dataset),
                 micro_batch=self.args.per_device_train_batch_size,
-                accumulation=self.args.gradient_accumulation_steps,
+                step=self._step_samples,
                 workers=self.args.world_size,
                 rank=self.args.process_index,
                 seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
@@ -121,6 +111,7 @@ class AlpacaTrainer(Trainer):
             pin_memory=self.args.dataloader_pin_memory,
             persistent_workers=self.args.dataloader_persistent_workers,
             prefetch_factor=self.args.dataloader_prefetch_factor,
+            generator=torch.Generator(),  # its draws must not move the random state that dropout goes on from
         )
 
     def compute_loss(
@@ -132,6 +123,7 @@ class AlpacaTrainer(Trainer):
     ) -> Any:
         """Return the summed loss of a micro-batch over ``num_items_in_batch``, the learnt tokens of the whole step."""
         self.tokens_seen += token_count(inputs)
+        self.slots_seen += int(inputs["input_ids"].numel())
         total, count, outputs = self._token_loss(model, inputs)
         divisor = count if num_items_in_batch is None else num_items_in_batch
         loss = total / torch.clamp(torch.as_tensor(divisor, device=total.device), min=1)
@@ -142,7 +134,8 @@ class AlpacaTrainer(Trainer):
     def _token_loss(self, model: Any, inputs: Batch) -> tuple[torch.Tensor, torch.Tensor, Any]:
         """Return the summed loss, the number of learnt tokens, and the model's outputs.
 
-        The language-model head is computed only at positions whose next token is learnt in some row.
+        The language-model head is computed only at positions whose next token is learnt in some row, and together
+        with the loss (``outputs.logits`` is the loss then) where it is a plain linear layer.
         """
         inputs = dict(inputs)
         targets = inputs.pop("labels")[:, 1:]
@@ -150,6 +143,13 @@ class AlpacaTrainer(Trainer):
         keep = learnt.any(dim=0).nonzero().flatten()
         if keep.numel() == 0:
             keep = torch.zeros(1, dtype=torch.long, device=targets.device)
+        smoothing = self.args.label_smoothing_factor if model.training else 0.0
+        targets = targets[:, keep]
+        head = head_of(self._base) if self._trims_head else None
+        if head is not None:
+            with loss_in_head(self._base, head, targets, smoothing):
+                outputs = model(**inputs, logits_to_keep=keep)
+            return outputs.logits, learnt.sum(), outputs
         if self._trims_head:
             outputs = model(**inputs, logits_to_keep=keep)
             logits = outputs.logits
@@ -158,10 +158,10 @@ class AlpacaTrainer(Trainer):
             logits = outputs.logits[:, keep]
         total = torch.nn.functional.cross_entropy(
             logits.float().flatten(0, 1),
-            targets[:, keep].flatten(),
+            targets.flatten().to(logits.device),
             ignore_index=IGNORE_INDEX,
             reduction="sum",
-            label_smoothing=self.args.label_smoothing_factor if model.training else 0.0,
+            label_smoothing=smoothing,
         )
         return total, learnt.sum(), outputs
 
@@ -178,15 +178,12 @@ class AlpacaTrainer(Trainer):
         Trainer's own averages the means of batches, which depends on how samples fall into batches.
         """
         model = self.deepspeed if self.is_deepspeed_enabled else self.model
-        was_training = model.training
-        model.eval()
         sums = torch.zeros(2, dtype=torch.float64, device=self.args.device)
-        with torch.no_grad():
+        with evaluating(model), torch.no_grad():
             for batch in dataloader:
                 total, count, _ = self._token_loss(model, self._prepare_inputs(batch))
                 sums += torch.stack([total.double(), count.double()])
         sums = self.accelerator.reduce(sums, reduction="sum")
-        model.train(was_training)
         loss = (sums[0] / sums[1].clamp(min=1)).item()
         return EvalLoopOutput(
             predictions=None,

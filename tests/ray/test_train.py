@@ -65,7 +65,7 @@ def lora_run(ray_cluster: None, lora_flags: list[str], tmp_path_factory: pytest.
 def test_lora_lowers_the_loss_and_leaves_a_complete_folder(lora_run: Path, tiny_llama: Path) -> None:
     content = json.loads((lora_run / "run.json").read_text())
     assert content["validation_loss_after"] < content["validation_loss_before"] - 0.01
-    assert (content["mode"], content["packing"], content["base_model"]) == ("lora", "position_ids", str(tiny_llama))
+    assert (content["mode"], content["packing"], content["base_model"]) == ("lora", "borders", str(tiny_llama))
     assert 0 < content["trainable_parameters"] < content["parameters"]
     names = {path.name for path in lora_run.iterdir()}
     assert names >= {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "prompt_template.json"}
@@ -333,7 +333,7 @@ def test_a_relative_cache_folder_means_the_users(
         raise OutputError("far enough")
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(runner, "_run", stop)
+    monkeypatch.setattr(runner, "launch", stop)
     with pytest.raises(OutputError, match="far enough"):
         run("--model", tiny_llama, "--data_path", data, "--cache_dir", "hub", "--output_dir", "out")
     assert seen == [str(tmp_path / "hub")]

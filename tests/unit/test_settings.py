@@ -121,6 +121,13 @@ def test_bad_flags(argv: list[str], message: str) -> None:
     assert "\n" not in str(raised.value)
 
 
+def test_a_range_in_a_config_is_no_number_in_base_60(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("names: [2:8]\nsteps: 0x10")
+    read = parse("--config", str(path))
+    assert (read.names, read.steps) == (["2:8"], 16)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -10,6 +10,7 @@ import torch
 
 from alpaca_ray.prompts import STANFORD
 from alpaca_ray.records import read_records
+from alpaca_ray.train import attention
 from alpaca_ray.train.collate import collator, packed, packing_of, padded, token_count
 from alpaca_ray.train.encode import IGNORE_INDEX, Sample, encode
 
@@ -59,6 +60,8 @@ def test_families_that_were_not_checked_are_padded() -> None:
     assert packing_of("llama", "sdpa") == "position_ids"
     assert packing_of("opt", "sdpa") == "mask"
     assert packing_of("opt", "eager") == "none"
+    assert packing_of("opt", attention.NAME) == packing_of("gemma2", "flash_attention_2") == "borders"
+    assert packing_of("gpt_neox", attention.NAME) == "none"
     assert packing_of("gpt_neox", "sdpa") == "none"
 
 
@@ -74,6 +77,7 @@ def tiny_of(family: str, folder: Path) -> Any:
         "qwen2": lambda: hf.Qwen2Config(**{k: v for k, v in rotary.items() if k != "head_dim"}),
         "qwen3": lambda: hf.Qwen3Config(**rotary),
         "gemma3_text": lambda: hf.Gemma3TextConfig(**rotary, sliding_window=16),
+        "gemma2": lambda: hf.Gemma2Config(**rotary, sliding_window=16, query_pre_attn_scalar=8),
         "smollm3": lambda: hf.SmolLM3Config(
             **{k: v for k, v in rotary.items() if k != "head_dim"}, pad_token_id=0, bos_token_id=1, eos_token_id=2
         ),
@@ -89,17 +93,25 @@ def tiny_of(family: str, folder: Path) -> Any:
     return model
 
 
-@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3", "gemma3_text", "smollm3", "opt"])
-def test_packed_and_padded_give_the_same_logits_loss_and_gradients(family: str, tiny_llama: Path) -> None:
+FAMILIES = ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "smollm3", "opt"]
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["own attention", "the library's"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_packed_and_padded_give_the_same_logits_loss_and_gradients(family: str, own: bool, tiny_llama: Path) -> None:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
     samples = encode(read_records("seeds")[:5], tokenizer, STANFORD, max_length=200)
     model = tiny_of(family, tiny_llama).eval()
+    usual = model.config._attn_implementation
+    if own:
+        attention.install(model)
     packing = packing_of(model.config.model_type, model.config._attn_implementation)
-    assert packing != "none"
+    assert packing == "borders" if own else packing in ("position_ids", "mask")
     results = []
     for way in (packing, "none"):
+        model.set_attn_implementation(attention.NAME if own and way != "none" else usual)
         batch = collator(way, pad_id=0)(samples)
         labels = batch.pop("labels")
         model.zero_grad()
@@ -114,6 +126,21 @@ def test_packed_and_padded_give_the_same_logits_loss_and_gradients(family: str, 
     for ours, theirs in zip(*results, strict=True):
         scale = max(1.0, theirs.abs().max().item())
         torch.testing.assert_close(ours / scale, theirs / scale, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "opt"])
+def test_padded_rows_and_rows_of_one_sample_are_computed_as_by_the_library(family: str, tiny_llama: Path) -> None:
+    model = tiny_of(family, tiny_llama).eval()
+    sample: Sample = {"input_ids": list(range(5, 45)), "labels": list(range(5, 45))}
+    short: Sample = {"input_ids": list(range(60, 69)), "labels": list(range(60, 69))}
+    batches = [padded([sample, short], pad_id=0), packed([sample]), packed([sample], borders=True)]
+    found = []
+    for install in (False, True):
+        if install:
+            attention.install(model)
+        found.append([model(**{k: v for k, v in batch.items() if k != "labels"}).logits for batch in batches])
+    for theirs, ours in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
 
 
 def test_opt_leaks_across_samples_by_position_ids_alone(tiny_llama: Path) -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from alpaca_ray.errors import SettingsError
 from alpaca_ray.train.data import split
 from alpaca_ray.train.order import Batches, epoch_order, split_step
+from alpaca_ray.train.split import passes
 
 RECORDS = [{"id": str(number), "instruction": "i", "output": "o"} for number in range(20)]
 
@@ -45,23 +46,23 @@ def test_copies_of_a_record_stay_on_one_side() -> None:
 @given(
     count=st.integers(1, 70),
     micro=st.integers(1, 5),
-    accumulation=st.integers(1, 4),
+    step=st.integers(1, 40),
     workers=st.integers(1, 5),
     epoch=st.integers(0, 3),
 )
 def test_each_sample_once_an_epoch_and_the_same_steps_on_any_number_of_workers(
-    count: int, micro: int, accumulation: int, workers: int, epoch: int
+    count: int, micro: int, step: int, workers: int, epoch: int
 ) -> None:
     order = epoch_order(count, epoch=epoch, seed=7)
     per_worker = []
     for rank in range(workers):
-        batches = Batches(count, micro_batch=micro, accumulation=accumulation, workers=workers, rank=rank, seed=7)
+        batches = Batches(count, micro_batch=micro, step=step, workers=workers, rank=rank, seed=7)
         batches.set_epoch(epoch)
         per_worker.append(list(batches))
         assert len(per_worker[rank]) == len(batches)
     assert len({len(batches) for batches in per_worker}) == 1
     assert Counter(i for worker in per_worker for batch in worker for i in batch) == Counter(range(count))
-    step = micro * accumulation * workers
+    accumulation = passes(step, micro, workers)
     for number in range(0, -(-count // step)):
         seen = {
             index

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +9,7 @@ import pytest
 from alpaca_ray.errors import SettingsError
 from alpaca_ray.settings.cli import parse_settings
 from alpaca_ray.settings.train import TrainSettings
-from alpaca_ray.train.arguments import check, check_trackers, read_json, translate
+from alpaca_ray.train.arguments import check, check_trackers, translate
 from alpaca_ray.train.plan import Plan, make_plan
 
 
@@ -131,18 +130,6 @@ def test_what_only_the_library_can_judge_is_judged_before_anything_is_loaded(fla
     check(translated())
     with pytest.raises(SettingsError):
         check(translated(*flags, "--evaluation_strategy", "steps"))
-
-
-def test_deepspeed_is_read_in_the_driver_and_refused_on_the_cpu(tmp_path: Path) -> None:
-    file = tmp_path / "ds.json"
-    file.write_text('{"zero_optimization": {"stage": 2}}')
-    assert read_json("deepspeed", str(file)) == {"zero_optimization": {"stage": 2}}
-    assert translated("--deepspeed", str(file), has_gpus=True)["deepspeed"] == {"zero_optimization": {"stage": 2}}
-    with pytest.raises(SettingsError, match="--deepspeed"):
-        plan("--deepspeed", str(file))
-    file.write_text('{"zero_optimization": \n oops}')
-    with pytest.raises(SettingsError, match="line 2"):
-        read_json("deepspeed", str(file))
 
 
 def test_a_tracker_that_is_not_installed_is_named() -> None:

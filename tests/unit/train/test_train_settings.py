@@ -137,7 +137,7 @@ def test_full_in_our_dialect() -> None:
         (["--resume", "--resume_from_checkpoint", "c"], "--resume and --resume_from_checkpoint"),
         (["--batch_size", "8", "--micro_batch_size", "2", "--per_device_train_batch_size", "4"], "the same setting"),
         (["--evaluation_strategy", "no", "--eval_strategy", "epoch"], "the same setting"),
-        (["--num_workers", "2:8"], "--num_workers '2:8'"),
+        (["--num_workers", "8:2"], "--num_workers: '8:2': MIN is above MAX"),
         (["--learning_rate", "fast"], "--learning_rate 'fast'"),
         (["--lora_r", "0"], "--lora_r '0'"),
         (["--max_steps", "0"], "--max_steps 0"),

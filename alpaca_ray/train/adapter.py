@@ -1,0 +1,100 @@
+"""The LoRA adapter of a run: put on the model, or read back as weights alone. Runs inside a worker."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+from alpaca_ray.errors import SettingsError
+from alpaca_ray.settings.train import TrainSettings
+
+ALL_LINEAR = "all-linear"
+# PEFT's own, PEFT's older one, and what Alpaca-LoRA reads of a checkpoint folder.
+ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin", "pytorch_model.bin")
+
+
+def add_adapter(settings: TrainSettings, model: Any) -> Any:
+    """Put a new LoRA adapter on a model and freeze everything else.
+
+    rsLoRA divides by the root of the rank (Kalajdzievski, 2023, arXiv:2312.03732); DoRA learns each row's length apart
+    from its direction (Liu et al., 2024, arXiv:2402.09353).
+    """
+    from peft import LoraConfig, get_peft_model
+
+    targets: list[str] | str = settings.lora_target_modules
+    config = LoraConfig(
+        r=settings.lora_r,
+        lora_alpha=settings.lora_alpha,
+        lora_dropout=settings.lora_dropout,
+        target_modules=ALL_LINEAR if targets == [ALL_LINEAR] else targets,
+        use_rslora=settings.use_rslora,
+        use_dora=settings.use_dora,
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+    model = get_peft_model(model, config)
+    # The name the user gave, never a path inside a worker: a reader on another machine must be able to follow it.
+    for adapter in model.peft_config.values():
+        adapter.base_model_name_or_path = settings.model_name
+    # peft would ask the hub whether the vocabulary was resized, by a name that only we may know; LoRA never does that.
+    model.save_pretrained = functools.partial(model.save_pretrained, save_embedding_layers=False)
+    return model
+
+
+def load_adapter_weights(model: Any, folder: Path) -> None:
+    """Load adapter weights alone (no optimiser state) into a model that has an adapter.
+
+    Raises:
+        SettingsError: the folder holds none, or the weights are of another adapter.
+    """
+    from peft import set_peft_model_state_dict
+
+    file = adapter_file(folder)
+    if file is None:
+        raise SettingsError(
+            f"--resume_from_checkpoint {folder}: holds neither trainer_state.json nor {ADAPTER_FILES[0]}"
+        )
+    try:
+        result = set_peft_model_state_dict(model, read_adapter_weights(file))
+    except RuntimeError as error:
+        raise SettingsError(f"--resume_from_checkpoint {file}: does not fit this adapter: {error}") from error
+    if result.unexpected_keys:
+        raise SettingsError(
+            f"--resume_from_checkpoint {file}: holds {result.unexpected_keys[0]}, which this adapter does not have"
+        )
+
+
+def adapter_file(folder: Path) -> Path | None:
+    """Return the file of a folder that holds adapter weights, if there is one."""
+    return next((folder / name for name in ADAPTER_FILES if (folder / name).is_file()), None)
+
+
+def read_adapter_weights(file: Path) -> dict[str, Any]:
+    """Return tensors by name; a pickled file may hold nothing but weights.
+
+    Raises:
+        SettingsError: it cannot be read, or holds something else.
+    """
+    import pickle
+
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        if file.suffix == ".safetensors":
+            return load_file(file)
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise SettingsError(f"--resume_from_checkpoint {file}: cannot be read as weights: {reason}") from error
+    if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
+        raise SettingsError(f"--resume_from_checkpoint {file}: holds no weights by name")
+    return content
+
+
+def adapted_layers(model: Any) -> list[str]:
+    """Return the classes of the layers under the adapter (``Linear``, ``Linear8bitLt``, ...), none without one."""
+    layers = (getattr(module, "base_layer", None) for module in model.modules())
+    return sorted({type(layer).__name__ for layer in layers if layer is not None})
