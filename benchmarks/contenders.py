@@ -23,7 +23,7 @@ from alpaca_ray.settings.train import TrainSettings
 from alpaca_ray.train import arguments, speed
 from alpaca_ray.train.collate import collator, packed, token_count
 from alpaca_ray.train.encode import IGNORE_INDEX, Sample, encode
-from alpaca_ray.train.model import build_model
+from alpaca_ray.train.model import build_model, parameter_counts
 from alpaca_ray.train.order import epoch_order
 from alpaca_ray.train.plan import Plan, make_plan
 from alpaca_ray.train.tokenizer import build_tokenizer, padding
@@ -41,6 +41,7 @@ class Bench:
     tokenizer: Any
     samples: list[Sample]  # in the order of the steps
     steps: int  # of one turn, and one more to warm up
+    parameters: int = 0  # of the model, once one was made
 
     def arguments(self, **changes: Any) -> dict[str, Any]:
         """Return keyword arguments of TrainingArguments."""
@@ -52,7 +53,9 @@ class Bench:
         """Return the base model with its adapter, as PEFT makes it."""
         torch.manual_seed(self.settings.seed)
         source = self.settings.model_name
-        return build_model(self.settings, self.plan, self.tokenizer, source)
+        model = build_model(self.settings, self.plan, self.tokenizer, source)
+        self.parameters = parameter_counts(model)[0]
+        return model
 
 
 def prepare(flags: Sequence[str], data_path: str | None, *, records: int, steps: int) -> Bench:
@@ -110,13 +113,16 @@ class Clock(TrainerCallback):
 
 
 class RayReport(TrainerCallback):
-    """Reports each step to Ray Train, as this project's worker reports a logged one."""
+    """Reports steps to Ray Train as this project's worker reports those that it logs."""
+
+    def __init__(self) -> None:
+        from alpaca_ray.train.reporting import RareReports
+
+        self._report = RareReports()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Report."""
-        import ray.train
-
-        ray.train.report({"step": state.global_step})
+        """Report, or leave it out."""
+        self._report({"step": state.global_step})
 
 
 def scratch() -> str:

@@ -3,9 +3,10 @@
 All three train the same LoRA adapter on the same model in the same precision with the same optimiser, in turns within
 one process; the first two on the same batches in the same order, TRL on rows that it packs itself (best fit
 decreasing, in the best of the shapes that `--trl` names). Beside them stand the floor (the matrix products of a step at
-the speed of a bare one) and Ray's own cost: the same trainer in a plain process and under Ray Train's TorchTrainer,
-where each step is reported to Ray, in turns. TRL is left out, with a message, where it is not installed
-(`pip install '.[bench]'`).
+the speed of a bare one) and Ray's own cost: the same trainer under torchrun and under Ray Train's TorchTrainer, with
+the reports of a real run, in turns; once with every core at work, where the processes of Ray's head node take their
+share of the same cores, and once with one core left to them. TRL is left out, with a message, where it is not
+installed (`pip install '.[bench]'`).
 """
 
 from __future__ import annotations
@@ -31,8 +32,11 @@ warnings.simplefilter("ignore")
 import torch  # noqa: E402
 
 from alpaca_ray.machine import cores  # noqa: E402
+from alpaca_ray.train import flops  # noqa: E402
 from alpaca_ray.train.encode import IGNORE_INDEX  # noqa: E402
 from benchmarks import contenders  # noqa: E402
+
+ALPACA_SAMPLES = 52_002  # of Stanford's alpaca_data.json, which it learnt in three epochs
 
 
 def main() -> None:
@@ -54,9 +58,10 @@ def main() -> None:
         "padding_factor": round(contenders.padding_factor(bench), 2),
     }
     print(json.dumps(result), flush=True)
-    result |= _speeds(bench, options)
+    if not options.only_ray:
+        result |= _speeds(bench, options)
     if not options.no_ray:
-        result |= _ray_cost(options, flags)
+        result |= _ray_cost(options)
     print(json.dumps(result))
 
 
@@ -76,7 +81,8 @@ def _parse() -> tuple[argparse.Namespace, list[str]]:
     )
     parser.add_argument("--liger", action="store_true", help="give TRL its Liger kernels (GPU)")
     parser.add_argument("--no_ray", action="store_true", help="leave Ray's own cost out")
-    parser.add_argument("--worker", choices=["plain", "ray"], help=argparse.SUPPRESS)
+    parser.add_argument("--only_ray", action="store_true", help="measure nothing but Ray's own cost")
+    parser.add_argument("--worker", choices=["torchrun", "ray"], help=argparse.SUPPRESS)
     return parser.parse_known_args()
 
 
@@ -95,7 +101,11 @@ def _speeds(bench: contenders.Bench, options: argparse.Namespace) -> dict[str, A
     for number in range(options.turns):
         floors.append(floor(bench))
         for one in found[number % len(found) :] + found[: number % len(found)]:
+            if torch.cuda.is_available():
+                torch.cuda.reset_peak_memory_stats()
             turn = one.turn()
+            if torch.cuda.is_available():  # with the other contenders' weights, which lie on the device, too
+                turn["peak_bytes"] = torch.cuda.max_memory_allocated()
             turns[one.name].append(turn)
             speed = turn["tokens"] / turn["seconds"]
             print(f"turn {number + 1}, {one.name}: {speed:.1f} real tokens/s", flush=True)
@@ -108,6 +118,7 @@ def _speeds(bench: contenders.Bench, options: argparse.Namespace) -> dict[str, A
             "tokens_per_second": round(median(name), 1),
             "tokens_per_processor_second": round(median(name, "cpu_seconds"), 1),
             "padding": round(1 - turns[name][0]["tokens"] / turns[name][0]["slots"], 3),
+            **_on_gpu(bench, median(name), turns[name]),
         }
         for name in turns
     }
@@ -126,11 +137,27 @@ def _speeds(bench: contenders.Bench, options: argparse.Namespace) -> dict[str, A
 
     return {
         **rows_of,
+        "minutes_for_alpaca": round(
+            ALPACA_SAMPLES
+            * 3
+            * statistics.mean(len(sample["input_ids"]) for sample in bench.samples)
+            / median("ours")
+            / 60
+        ),
         "floor_tokens_per_second": round(statistics.median(floors), 1),
         "ours_over_stanford": ratio("stanford"),
         "ours_over_trl": ratio(best) if best else None,
         "best_trl": best,
     }
+
+
+def _on_gpu(bench: contenders.Bench, speed: float, turns: list[dict[str, float]]) -> dict[str, float]:
+    """Return a contender's model FLOPs utilisation and peak memory; nothing without a GPU."""
+    if not torch.cuda.is_available():
+        return {}
+    share = flops.utilisation(speed, bench.parameters, bench.plan.mode, torch.cuda.get_device_name(), workers=1)
+    peak = {"peak_gigabytes": round(max(turn["peak_bytes"] for turn in turns) / 1e9, 2)}
+    return peak if share is None else {"model_flops_utilisation": round(share, 3), **peak}
 
 
 def floor(bench: contenders.Bench) -> float:
@@ -168,24 +195,34 @@ def floor(bench: contenders.Bench) -> float:
     return best / (passes * (layers + share * head))
 
 
-def _ray_cost(options: argparse.Namespace, flags: list[str]) -> dict[str, Any]:
-    """Time our trainer's steps in a plain process and under TorchTrainer, in turns."""
-    times: dict[str, list[float]] = {"plain": [], "ray": []}
-    command = [sys.executable, __file__, *sys.argv[1:]]
+def _ray_cost(options: argparse.Namespace) -> dict[str, Any]:
+    """Time our trainer's steps under torchrun and under TorchTrainer, in turns."""
+    found: dict[str, Any] = {}
+    for threads in sorted({options.threads, max(1, options.threads - 1)}, reverse=True):
+        times: dict[str, list[float]] = {"torchrun": [], "ray": []}
+        for number in range(options.turns):
+            for kind in ("torchrun", "ray") if number % 2 == 0 else ("ray", "torchrun"):
+                times[kind].append(_timed(kind, threads))
+                print(f"turn {number + 1}, {threads} threads, {kind}: {times[kind][-1]:.3f} s a step", flush=True)
+        ratios = [under / plain for under, plain in zip(times["ray"], times["torchrun"], strict=True)]
+        found[f"ray_cost_{threads}_threads"] = {
+            "torchrun_step_seconds": round(statistics.median(times["torchrun"]), 4),
+            "ray_step_seconds": round(statistics.median(times["ray"]), 4),
+            "ray_cost": round(statistics.median(ratios) - 1, 4),
+        }
+    return found
+
+
+def _timed(kind: str, threads: int) -> float:
+    """Return the mean seconds of a step in a process of its own."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "1"] if kind == "torchrun" else []
+    command = [sys.executable, *launcher, __file__, *sys.argv[1:], "--worker", kind, "--threads", str(threads)]
     environment = {**os.environ, "RAY_ADDRESS": "local", "PYTHONPATH": os.pathsep.join(sys.path)}
-    for number in range(options.turns):
-        for kind in ("plain", "ray") if number % 2 == 0 else ("ray", "plain"):
-            done = subprocess.run([*command, "--worker", kind], env=environment, capture_output=True, text=True)
-            if done.returncode:
-                sys.exit(f"{kind} process failed:\n{done.stderr[-2000:]}")
-            times[kind].append(json.loads(done.stdout.splitlines()[-1])["step_seconds"])
-            print(f"turn {number + 1}, {kind} process: {times[kind][-1]:.3f} s a step", flush=True)
-    ratios = [under / plain for under, plain in zip(times["ray"], times["plain"], strict=True)]
-    return {
-        "plain_step_seconds": round(statistics.median(times["plain"]), 4),
-        "ray_step_seconds": round(statistics.median(times["ray"]), 4),
-        "ray_cost": round(statistics.median(ratios) - 1, 4),
-    }
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{kind} process failed:\n{done.stderr[-2000:]}")
+    seconds: float = json.loads(done.stdout.splitlines()[-1])["step_seconds"]
+    return seconds
 
 
 def _steps(options: argparse.Namespace, flags: list[str]) -> dict[str, float]:
@@ -201,7 +238,7 @@ def _steps(options: argparse.Namespace, flags: list[str]) -> dict[str, float]:
         bench = contenders.prepare(flags, config["data_path"], records=options.records, steps=2 * options.steps)
         one = contenders.ours(bench)
         if config["reports"]:
-            one.trainer.add_callback(contenders.RayReport())
+            one.trainer.add_callback(contenders.RayReport())  # as often as a real run reports
         one.turn()
         ends = [end[0] for end in one.clock.ends]
         # The mean of all steps, which hold the same samples in both kinds of process.
@@ -209,7 +246,7 @@ def _steps(options: argparse.Namespace, flags: list[str]) -> dict[str, float]:
 
     data_path = str(Path(options.data_path).absolute()) if options.data_path else None
     config = {"path": [*sys.path], "data_path": data_path, "reports": options.worker == "ray"}
-    if options.worker == "plain":
+    if options.worker == "torchrun":
         return train(config)
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
