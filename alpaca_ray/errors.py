@@ -52,6 +52,10 @@ class GenerationError(AlpacaRayError, RuntimeError):
     """Generation stopped short of its target; what it made so far is written."""
 
 
+class EstimateError(AlpacaRayError, RuntimeError):
+    """What a run will need cannot be told from its model's shapes alone. The run itself may go on."""
+
+
 class TrainingError(AlpacaRayError, RuntimeError):
     """Training stopped for a reason that a retry would not mend."""
 

@@ -198,15 +198,35 @@ def publish_folder(target: Path) -> Iterator[Path]:
 
 
 def umask() -> int:
-    """Return the process's file mode creation mask: what temporary files, made private, must be opened up to."""
-    mask = os.umask(0)
+    """Return the process's file mode creation mask: what temporary files, made private, must be opened up to.
+
+    Any thread may ask. The system call answers only while it sets another mask, and what two threads then put back may
+    be the other one's.
+    """
+    try:
+        with open("/proc/self/status", encoding="ascii", errors="replace") as status:
+            return next(int(line.split()[1], 8) for line in status if line.startswith("Umask:"))
+    except (OSError, StopIteration):
+        return _UMASK
+
+
+def _ask_umask() -> int:
+    mask = os.umask(0o077)
     os.umask(mask)
     return mask
 
 
+_UMASK = _ask_umask()  # where the system does not tell otherwise
+
+
 def sync_folder(folder: Path) -> None:
     """Make the names of new files in a folder durable, as ``fsync`` makes their content."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    sync_file(folder)
+
+
+def sync_file(path: Path) -> None:
+    """Make a file's content durable, whoever wrote it."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -103,6 +103,8 @@ def choose(given: Mapping[str, Any]) -> tuple[Dialect, dict[str, Any]]:
             defaults["fp16"] = False
         if _zero(given.get("val_set_size")):  # the original's own rule: without validation there is no best one
             defaults |= {"eval_strategy": "no", "load_best_model_at_end": False}
+        if given.get("warmup_ratio") is not None:  # the default's 100 steps would win over it
+            defaults["warmup_steps"] = 0
     elif dialect == "ours" and _true(given.get("fp16")):
         defaults["bf16"] = False
     return dialect, defaults

@@ -10,7 +10,7 @@ from alpaca_ray.settings.base import setting
 from alpaca_ray.settings.dialects import choose
 from alpaca_ray.settings.licence import check_licence
 from alpaca_ray.settings.model import ModelSettings
-from alpaca_ray.settings.training_arguments import REFUSED, RETIRED, training_argument_names
+from alpaca_ray.settings.training_arguments import ACCEPTED, REFUSED, RETIRED, training_argument_names
 from alpaca_ray.settings.workers import parse_workers, worker_range
 
 
@@ -125,7 +125,11 @@ class TrainSettings(ModelSettings):
     overwrite: bool = setting(
         False, "Delete an earlier run's files in output_dir first.", group="run", aliases=("overwrite_output_dir",)
     )
-    resume_from_checkpoint: str | None = setting(None, "Go on from this checkpoint folder.", group="run")
+    resume_from_checkpoint: str | None = setting(
+        None,
+        "Begin from this checkpoint folder, or adapter; with --resume, where output_dir has no checkpoint yet.",
+        group="run",
+    )
     dry_run: bool = setting(False, "Print the resolved settings and stop before any weights are loaded.", group="run")
 
     num_workers: int | str = setting(
@@ -227,8 +231,6 @@ class TrainSettings(ModelSettings):
             raise ValueError("--fsdp and --deepspeed contradict each other: give one of them")
         if self.resume and self.overwrite:
             raise ValueError("--resume and --overwrite contradict each other: give one of them")
-        if self.resume and self.resume_from_checkpoint:
-            raise ValueError("--resume and --resume_from_checkpoint contradict each other: give one of them")
         if self.max_steps == 0 or self.max_steps < -1:
             raise ValueError(f"--max_steps {self.max_steps}: must be above 0 (or -1: by epochs)")
         if self.val_set_size >= 1 and self.val_set_size != int(self.val_set_size):
@@ -236,7 +238,7 @@ class TrainSettings(ModelSettings):
         if self.val_set_size == 0 and (self.load_best_model_at_end or self.save_strategy == "best"):
             flag = "load_best_model_at_end" if self.load_best_model_at_end else "save_strategy best"
             raise ValueError(f"--{flag} needs a validation loss: give --val_set_size")
-        for name in self.training_arguments:
-            if name in REFUSED:
+        for name, value in self.training_arguments.items():
+            if name in REFUSED and value not in ACCEPTED.get(name, ()):
                 raise ValueError(f"--{name} is not taken here: {REFUSED[name]}")
         return self

@@ -25,12 +25,22 @@ RETIRED = frozenset(
 REFUSED = {
     "use_cpu": "use --use_gpu false",
     "no_cuda": "use --use_gpu false",
+    "save_only_model": "such checkpoints cannot be resumed (--save_total_limit saves room)",
     "auto_find_batch_size": "set --per_device_train_batch_size",
     "dataloader_drop_last": "every sample is trained on once an epoch",
     "train_sampling_strategy": "use --group_by_length",
     "length_column_name": "lengths are counted here",
     "eval_on_start": "the validation loss is always taken before the first step",
     "average_tokens_across_devices": "the loss is always the mean over all tokens of a step",
+    "logging_nan_inf_filter": "a loss that is no number must be seen: it stops the run",
+    "metric_for_best_model": "the best checkpoint is the one with the lowest validation loss",
+    "greater_is_better": "the best checkpoint is the one with the lowest validation loss",
+}
+# Values of these that say what is done in any case.
+ACCEPTED: dict[str, tuple[object, ...]] = {
+    "logging_nan_inf_filter": (False,),
+    "metric_for_best_model": ("loss", "eval_loss"),
+    "greater_is_better": (False,),
 }
 
 

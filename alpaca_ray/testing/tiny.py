@@ -10,8 +10,10 @@ from alpaca_ray.records import read_seed_tasks
 Family = Literal["llama", "opt", "qwen2", "qwen3", "mistral", "gemma", "gemma2", "gemma3"]
 
 
-def make_tiny_model(folder: Path, family: Family = "llama", *, pad_is_eos: bool = False, seed: int = 0) -> Path:
-    """Write a random model of about 100 K parameters and its tokenizer into ``folder`` and return it.
+def make_tiny_model(
+    folder: Path, family: Family = "llama", *, pad_is_eos: bool = False, seed: int = 0, width: int = 32
+) -> Path:
+    """Write a random model of about 100 K parameters (at a width of 32) and its tokenizer into ``folder``, returned.
 
     The tokenizer is a byte-level BPE of 512 tokens trained on the shipped seed tasks, with Llama's ``<unk>``, ``<s>``
     and ``</s>``; it has no padding token, as Llama's has none, unless ``pad_is_eos`` makes it the end token.
@@ -24,7 +26,7 @@ def make_tiny_model(folder: Path, family: Family = "llama", *, pad_is_eos: bool 
         tokenizer.pad_token = tokenizer.eos_token
     common: dict[str, Any] = {
         "vocab_size": len(tokenizer),
-        "hidden_size": 32,
+        "hidden_size": width,
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
         "max_position_embeddings": 1024,
@@ -33,13 +35,13 @@ def make_tiny_model(folder: Path, family: Family = "llama", *, pad_is_eos: bool 
         "pad_token_id": tokenizer.pad_token_id,
     }
     if family == "opt":
-        config: Any = OPTConfig(ffn_dim=64, word_embed_proj_dim=32, **common)
+        config: Any = OPTConfig(ffn_dim=2 * width, word_embed_proj_dim=width, **common)
     else:
         # Gemma and Qwen3 write down the width of a head; the others divide.
-        width = {"head_dim": 8} if family in ("gemma", "gemma2", "gemma3", "qwen3") else {}
+        head = {"head_dim": width // 4} if family in ("gemma", "gemma2", "gemma3", "qwen3") else {}
         kind = "gemma3_text" if family == "gemma3" else family
         config = AutoConfig.for_model(
-            kind, intermediate_size=64, num_key_value_heads=2, tie_word_embeddings=True, **width, **common
+            kind, intermediate_size=2 * width, num_key_value_heads=2, tie_word_embeddings=True, **head, **common
         )
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)

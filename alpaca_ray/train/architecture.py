@@ -11,7 +11,8 @@ from typing import Any
 from alpaca_ray.errors import ModelError, SettingsError
 from alpaca_ray.models import load_config
 from alpaca_ray.settings.train import TrainSettings
-from alpaca_ray.train.adapter import ALL_LINEAR, adapter_file, add_adapter, read_adapter_weights
+from alpaca_ray.train.adapter import ALL_LINEAR, adaptable, adapter_file, add_adapter, read_adapter_weights
+from alpaca_ray.train.decoder import freeze_beside_text
 
 # Settings of a configuration that decide the shapes of the weights.
 _SHAPES = ("model_type", "hidden_size", "intermediate_size", "ffn_dim", "num_hidden_layers", "num_attention_heads")
@@ -28,16 +29,18 @@ def build_skeleton(settings: TrainSettings, source: str) -> Any:
 
     config = load_config(source, flag=settings.model_flag, cache_dir=settings.cache_dir)
     try:
-        with _without_zero(), torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config)
+        with without_zero(), torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
     except (ImportError, RuntimeError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())
         raise ModelError(f"{settings.model_flag} {settings.model_name}: cannot be built: {reason}") from error
+    freeze_beside_text(model)
+    return model
 
 
 @contextmanager
-def _without_zero() -> Iterator[None]:
-    """Keep a model that is built from being divided by ZeRO-3, in which every worker would have to take part."""
+def without_zero() -> Iterator[None]:
+    """Keep a model that is built or loaded from being divided by ZeRO-3: every worker would have to take part."""
     from transformers.integrations import deepspeed
 
     active = deepspeed._hf_deepspeed_config_weak_ref
@@ -81,13 +84,7 @@ def check_targets(model: Any, names: Sequence[str]) -> None:
     Raises:
         SettingsError: one is not.
     """
-    import torch
-
-    paths = [
-        path
-        for path, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear | torch.nn.Embedding | torch.nn.Conv1d) or "Conv1D" in str(type(module))
-    ]
+    paths = [path for path, _ in adaptable(model)]
     for name in names:
         if not any(path == name or path.endswith(f".{name}") for path in paths):
             known = ", ".join(sorted({path.rsplit(".", 1)[-1] for path in paths} - {"lm_head"}))

@@ -10,7 +10,7 @@ from typing import Any
 from alpaca_ray.errors import SettingsError
 from alpaca_ray.settings.train import TrainSettings
 from alpaca_ray.settings.training_arguments import RETIRED
-from alpaca_ray.train import zero
+from alpaca_ray.train import options, zero
 from alpaca_ray.train.plan import Plan
 
 _SHARDING = {"full_shard": True, "shard_grad_op": False, "hybrid_shard": True, "hybrid_shard_zero2": False}
@@ -139,12 +139,16 @@ def check(arguments: dict[str, Any]) -> None:
 
     machine_dependent = {"use_cpu": True, "tf32": None, "fp16": False, "fsdp": None, "deepspeed": None}
     known = {name: value for name, value in arguments.items() if name != "fsdp_config"}
+    options.check_names(known)
+    if known.get("use_liger_kernel") and importlib.util.find_spec("liger_kernel") is None:
+        raise SettingsError("--use_liger_kernel: the package liger_kernel is not installed")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            TrainingArguments(**{**known, **machine_dependent})
+            built = TrainingArguments(**{**known, **machine_dependent})
     except (ValueError, TypeError, KeyError) as error:
         raise SettingsError(f"TrainingArguments refuses a value: {error}") from error
+    options.check_library(built)
 
 
 def _fsdp(settings: TrainSettings, plan: Plan) -> dict[str, Any]:
@@ -161,5 +165,10 @@ def _fsdp(settings: TrainSettings, plan: Plan) -> dict[str, Any]:
             known = ", ".join([*_SHARDING, "auto_wrap", "offload"])
             raise SettingsError(f"--fsdp {option!r}: known options are {known}")
     if settings.fsdp_transformer_layer_cls_to_wrap:
-        config["transformer_layer_cls_to_wrap"] = settings.fsdp_transformer_layer_cls_to_wrap.split(",")
-    return {"fsdp": True, "fsdp_config": config} if plan.fsdp else {}
+        classes = settings.fsdp_transformer_layer_cls_to_wrap.split(",")
+        config["transformer_layer_cls_to_wrap"] = [name.strip() for name in classes if name.strip()]
+    if not plan.fsdp:
+        return {}
+    # Gradients kept back until the last micro-batch would stand whole on every worker.
+    accumulation = {"gradient_accumulation_kwargs": {"sync_each_batch": True}}
+    return {"fsdp": True, "fsdp_config": config, "accelerator_config": accumulation}

@@ -8,13 +8,16 @@ transformers hands to flash attention, too. Three ways compute the same:
 - on the CPU in bfloat16, two matrix products and a float32 softmax, with a backward pass of our own: torch's own CPU
   kernel takes about three times as long for samples of a few hundred tokens;
 - everywhere else, ``scaled_dot_product_attention`` of each sample.
+
+Under autocast queries and keys arrive in float32, to which the rotation by float32 angles has raised them; they are
+lowered to the type of the products, as autocast does for torch's own attention.
 """
 
 from __future__ import annotations
 
 import functools
-import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -23,8 +26,9 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from alpaca_ray.train.attention_short import SHORT, ShortSamples, ceiling
+
 NAME = "alpaca_packed"
-_SHORT = 1024  # tokens up to which a sample's scores are kept for the backward pass, on the CPU
 
 
 def install(model: Any) -> None:
@@ -81,20 +85,65 @@ def packed_attention(
                 module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options
             )
         return _explicit(query, key, value, attention_mask, scaling, softcap, dropout), None
-    longest = max_length_q or int(cu_seq_lens_q.diff().max())
-    window = sliding_window if sliding_window and sliding_window < longest else None
-    if query.device.type == "cuda" and not dropout and softcap is None and query.dtype != torch.float32:
+    query, key, value = lowered(query, key, value)
+    if not dropout and softcap is None and _has_flash(query.device, query.dtype):
+        longest = max_length_q or int(cu_seq_lens_q.diff().max())
+        window = sliding_window if sliding_window and sliding_window < longest else None
         return _varlen(query, key, value, cu_seq_lens_q, longest, scaling, window), None
     lengths = cu_seq_lens_q.diff().tolist()
-    kept = query.device.type == "cpu" and query.dtype == torch.bfloat16 and longest <= _SHORT
+    return by_sample(query, key, value, lengths, scaling, dropout, sliding_window, softcap), None
+
+
+def lowered(*states: torch.Tensor) -> list[torch.Tensor]:
+    """Return tensors in the type of autocast's products, where autocast is on."""
+    device = states[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return list(states)
+    return [part.to(torch.get_autocast_dtype(device)) for part in states]
+
+
+@functools.lru_cache(maxsize=8)
+def _has_flash(device: torch.device, kind: torch.dtype) -> bool:
+    """Whether the flash kernels that torch brings run there: half precision, on Ampere or newer."""
+    halves = (torch.bfloat16, torch.float16)
+    return device.type == "cuda" and kind in halves and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def by_sample(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    lengths: Sequence[int],
+    scaling: float,
+    dropout: float,
+    sliding_window: int | None,
+    softcap: float | None,
+) -> torch.Tensor:
+    """Attention of each sample of a row by itself: (1, tokens, heads, width). ``lengths`` are theirs, in tokens."""
+    longest = max(lengths)
+    window = sliding_window if sliding_window and sliding_window < longest else None
+    kept = query.device.type == "cpu" and query.dtype == torch.bfloat16 and longest <= SHORT
     if kept and not dropout and softcap is None and window is None:
-        result: torch.Tensor = _ShortSamples.apply(query, key, value, lengths, scaling)
-        return result, None
+        result: torch.Tensor = ShortSamples.apply(query, key, value, lengths, scaling)
+        return result
+    sizes = list(lengths)
     parts = [
         _one(*sample, scaling, dropout, window, softcap)
-        for sample in zip(query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), strict=True)
+        for sample in zip(query.split(sizes, 2), key.split(sizes, 2), value.split(sizes, 2), strict=True)
     ]
-    return torch.cat(parts, 1), None
+    return torch.cat(parts, 1)
+
+
+@contextmanager
+def own_masks() -> Iterator[None]:
+    """Keep no mask from before the block, and none that the block made: those of fake tensors have no values."""
+    for made in (_band, ceiling):
+        made.cache_clear()
+    try:
+        yield
+    finally:
+        for made in (_band, ceiling):
+            made.cache_clear()
 
 
 def _one(
@@ -173,65 +222,3 @@ def _band(tokens: int, window: int, device: torch.device) -> torch.Tensor:
     """Which tokens each may look at: (tokens, tokens), bool."""
     distance = torch.arange(tokens, device=device)[:, None] - torch.arange(tokens, device=device)[None, :]
     return (distance >= 0) & (distance < window)
-
-
-@functools.lru_cache(maxsize=1)
-def _ceiling(tokens: int) -> torch.Tensor:
-    """Minus infinity above the diagonal: (tokens, tokens), float32."""
-    return torch.full((tokens, tokens), -math.inf).triu_(1)
-
-
-class _ShortSamples(torch.autograd.Function):
-    """Causal attention of each sample by plain matrix products; scores, softmax and their gradients in float32."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, lengths: Sequence[int], scaling: float
-    ) -> torch.Tensor:
-        heads, tokens, width = query.shape[1:]
-        shared = key.shape[1]
-        out = torch.empty((1, tokens, heads, width), dtype=query.dtype)
-        weights = []
-        start = 0
-        for length in lengths:
-            rows = slice(start, start + length)
-            # Query heads that share a key head lie below each other: (key heads, group * length, width).
-            q = query[0, :, rows].float().reshape(shared, -1, width)
-            scores = torch.bmm(q, key[0, :, rows].float().transpose(1, 2)).view(heads, length, length)
-            scores.mul_(scaling).add_(_ceiling(_SHORT)[:length, :length])
-            weight = torch.softmax(scores, -1).to(query.dtype)
-            mixed = torch.bmm(weight.view(shared, -1, length), value[0, :, rows])
-            out[0, rows] = mixed.view(heads, length, width).transpose(0, 1)
-            weights.append(weight)
-            start += length
-        ctx.save_for_backward(query, key, value, out, *weights)
-        ctx.lengths, ctx.scaling = lengths, scaling
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[Any, ...]:
-        query, key, value, out, *weights = ctx.saved_tensors
-        gradient = gradients[0]
-        heads, _, width = query.shape[1:]
-        shared = key.shape[1]
-        # Memory in the order of the projections, (tokens, heads, width), so that going back there copies nothing.
-        of_query, of_key, of_value = (
-            torch.empty_like(states.transpose(1, 2), memory_format=torch.contiguous_format)
-            for states in (query, key, value)
-        )
-        start = 0
-        for length, weight in zip(ctx.lengths, weights, strict=True):
-            rows = slice(start, start + length)
-            upper = gradient[0, rows].transpose(0, 1).reshape(shared, -1, width)
-            flat = weight.view(shared, -1, length)
-            of_value[0, rows] = torch.bmm(flat.transpose(1, 2), upper).transpose(0, 1)
-            change = torch.bmm(upper.float(), value[0, :, rows].float().transpose(1, 2)).view(heads, length, length)
-            # The sum over a row of (weight * change) equals that over the width of (output * its gradient).
-            mean = (out[0, rows].float() * gradient[0, rows].float()).sum(-1).transpose(0, 1)
-            scores = change.sub_(mean[:, :, None]).mul_(weight).mul_(ctx.scaling).to(query.dtype)
-            scores = scores.view(shared, -1, length)
-            of_query[0, rows] = torch.bmm(scores, key[0, :, rows]).view(heads, length, width).transpose(0, 1)
-            below = query[0, :, rows].reshape(shared, -1, width)
-            of_key[0, rows] = torch.bmm(scores.transpose(1, 2), below).transpose(0, 1)
-            start += length
-        return of_query.transpose(1, 2), of_key.transpose(1, 2), of_value.transpose(1, 2), None, None

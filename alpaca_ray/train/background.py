@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from alpaca_ray.errors import AlpacaRayError, OutputError
-from alpaca_ray.storage import sync_folder, umask
+from alpaca_ray.storage import sync_file, sync_folder, umask
+from alpaca_ray.train import whole
 
 STAGING = ".checkpoint."
 _NAME = re.compile(r"checkpoint-(\d+)")
@@ -37,7 +38,8 @@ class Background:
                 work()
             except AlpacaRayError as error:
                 self._error = error
-            except Exception as error:  # noqa: BLE001 - a full disk, which each library reports by a class of its own
+            # A full disk, which each library reports by a class of its own; torch's is not even an Exception.
+            except BaseException as error:  # noqa: BLE001
                 lines = str(error).splitlines()
                 self._error = OutputError(f"{what}: cannot be written: {lines[0] if lines else type(error).__name__}")
                 self._error.__cause__ = error
@@ -71,20 +73,24 @@ def staged(folder: Path, name: str, *, still_ours: Callable[[], bool] = lambda: 
 
     Args:
         still_ours: asked before the last step; where another run has taken the folder over, nothing is left in it.
+
+    Raises:
+        OutputError: another run has taken the folder over.
     """
     staging = Path(tempfile.mkdtemp(dir=folder, prefix=f"{STAGING}{name}."))
     try:
         yield staging
+        whole.write_list(staging)
         for path in sorted(staging.rglob("*")):
             os.chmod(path, (0o777 if path.is_dir() else 0o666) & ~umask())  # safetensors writes private files
             if path.is_dir():
                 sync_folder(path)
             else:
-                _sync_file(path)
+                sync_file(path)
         os.chmod(staging, 0o777 & ~umask())
         sync_folder(staging)
         if not still_ours():
-            return
+            raise OutputError(f"{folder}: another run has taken this folder over: {name} was not written")
         if (folder / name).exists():  # of an attempt that did not get as far as to go on from it
             os.replace(folder / name, staging.with_name(f"{staging.name}.old"))
         os.replace(staging, folder / name)
@@ -94,14 +100,22 @@ def staged(folder: Path, name: str, *, still_ours: Callable[[], bool] = lambda: 
         shutil.rmtree(staging.with_name(f"{staging.name}.old"), ignore_errors=True)
 
 
-def rotate(folder: Path, limit: int | None, *, best: str | None = None) -> None:
-    """Delete the oldest checkpoints but ``limit``; the newest and the one at the path ``best`` always stay."""
+def rotate(folder: Path, limit: int | None, *, best: str | None = None, written: str | None = None) -> None:
+    """Delete the oldest checkpoints but ``limit``; the newest and the one at the path ``best`` always stay.
+
+    Args:
+        written: the name of the one that was written just now, if any. Those of later steps were passed over as broken
+            when the run went on from an earlier one: they go first, and the newest is this one.
+    """
     if not limit:
         return
     named = ((_NAME.fullmatch(entry.name), entry) for entry in folder.iterdir() if entry.is_dir())
     found = sorted((int(match[1]), entry) for match, entry in named if match)
     if not found:
         return
+    if written:
+        step = int(written.rpartition("-")[2])
+        found.sort(key=lambda numbered: (numbered[0] <= step, numbered[0]))
     kept = {found[-1][1].name} | ({Path(best).name} if best else set())
     others = [entry for _, entry in found if entry.name not in kept]
     for entry in others[: max(0, len(found) - max(limit, len(kept)))]:
@@ -115,11 +129,3 @@ def sweep(folder: Path) -> None:
     """Remove what a killed run left of checkpoints that it was writing or deleting."""
     for entry in folder.glob(f"{STAGING}*"):
         shutil.rmtree(entry, ignore_errors=True)
-
-
-def _sync_file(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

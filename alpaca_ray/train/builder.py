@@ -11,7 +11,8 @@ import torch
 
 from alpaca_ray.errors import SettingsError, TrainingError
 from alpaca_ray.machine import cores
-from alpaca_ray.train import claim, memory, progress, publish
+from alpaca_ray.train import claim, memory, progress, publish, tf32, whole
+from alpaca_ray.train.asked import asked
 from alpaca_ray.train.job import Job
 from alpaca_ray.train.split import passes
 from alpaca_ray.train.trackers import place_trackers
@@ -24,7 +25,7 @@ def build(job: Job) -> tuple[Any, dict[str, Any]]:
     import ray.train
     from transformers import TrainingArguments
 
-    from alpaca_ray.train import speed
+    from alpaca_ray.train import board, speed
     from alpaca_ray.train.adapter import adapted_layers, load_adapter_weights
     from alpaca_ray.train.architecture import check_names
     from alpaca_ray.train.callbacks import Reporter
@@ -59,7 +60,7 @@ def build(job: Job) -> tuple[Any, dict[str, Any]]:
     samples = load_or_encode(kept, training, tokenizer, job.template, **encoding)
     heldout_samples = load_or_encode(kept, heldout, tokenizer, job.template, may_be_empty=True, **encoding)
 
-    resume = publish.newest_checkpoint(output)
+    resume = publish.resume_point(output)
     if resume is None and job.restart_from:
         resume = Path(job.restart_from)
     check_names(settings, job.model_source, resume=resume)
@@ -70,6 +71,8 @@ def build(job: Job) -> tuple[Any, dict[str, Any]]:
         weights_alone, resume = resume, None
     if resume is not None:
         check_resume(resume, deepspeed=bool(settings.deepspeed), workers=context.get_world_size())
+        if not settings.deepspeed:
+            whole.check_fsdp(resume, fsdp=plan.fsdp)
     has_validation = heldout_samples.any_learnt()
     # Without a response token in any held-out record there is no validation loss, which the driver could not know.
     without: dict[str, Any] = {} if has_validation or not heldout else dict(_WITHOUT_VALIDATION)
@@ -79,7 +82,7 @@ def build(job: Job) -> tuple[Any, dict[str, Any]]:
     try:
         arguments = TrainingArguments(
             **{
-                **job.arguments,
+                **tf32.usable(job.arguments),
                 **without,
                 "eval_on_start": has_validation and not (resume is not None and known),
                 "gradient_accumulation_steps": passes(plan.step_samples, plan.micro_batch, context.get_world_size()),
@@ -89,17 +92,18 @@ def build(job: Job) -> tuple[Any, dict[str, Any]]:
         raise SettingsError(f"TrainingArguments refuses a value: {error}") from error
     torch.manual_seed(settings.seed)  # every worker must start its adapter from the same random weights
     before = memory.in_use(plan.use_gpu)
-    model = build_model(settings, plan, tokenizer, job.model_source)
+    model = asked(build_model, settings, plan, tokenizer, job.model_source)
     if weights_alone is not None:
         load_adapter_weights(model, weights_alone)
     total, trainable = parameter_counts(model)
     pad_id, side = padding(settings, tokenizer)
     packing = speed.prepare(model, settings, plan)
     sentinel = Sentinel(output, [record["id"] for record in training])
-    reporter = Reporter(output, parameters=total, mode=plan.mode)
+    reporter = Reporter(output, parameters=total, mode=plan.mode, gpus_per_worker=plan.gpus_per_worker)
     prover = Prover(settings, plan, packing)
     survival = Survival(watch=job.may_lose_nodes, on_first_step=lambda: settle(job))
-    trainer = AlpacaTrainer(
+    trainer = asked(
+        AlpacaTrainer,
         model=model,
         args=arguments,
         samples=SeenSamples.numbered(samples) if settings.record_samples else samples,
@@ -116,6 +120,7 @@ def build(job: Job) -> tuple[Any, dict[str, Any]]:
         trainer.add_callback(trainer.seen)
     trainer.still_ours = (output / job.token).is_file
     trainer.on_checkpoint = report_checkpoint
+    board.take_over(trainer, _step_of(resume) if resume else -1)
     times["model"] = time.time()
     return trainer, {
         "times": times,

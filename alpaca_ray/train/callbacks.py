@@ -9,6 +9,8 @@ from typing import Any, Literal
 import torch
 from transformers import TrainerCallback
 
+from alpaca_ray.errors import OutputError
+from alpaca_ray.full_disk import naming_full_disk
 from alpaca_ray.train import flops, memory, progress
 from alpaca_ray.train.reporting import RareReports
 
@@ -20,12 +22,15 @@ class Reporter(TrainerCallback):
     the others.
     """
 
-    def __init__(self, folder: Path, *, parameters: int, mode: Literal["lora", "full"]) -> None:
+    def __init__(
+        self, folder: Path, *, parameters: int, mode: Literal["lora", "full"], gpus_per_worker: int = 1
+    ) -> None:
         """Report a run that writes into ``folder``.
 
         Args:
             parameters: of the whole model, for the share of a GPU's peak.
             mode: what is trained, for the same.
+            gpus_per_worker: over which each worker spreads the model, for the same.
         """
         self.trainer: Any = None
         self.last_validation_loss: float | None = None
@@ -35,6 +40,7 @@ class Reporter(TrainerCallback):
         self.padding_share: float | None = None
         self._report = RareReports()
         self._folder, self._parameters, self._mode = folder, parameters, mode
+        self._gpus_per_worker = gpus_per_worker
         self._step_began = 0.0
         self._steps = 0
         self._seconds = self._seconds_logged = 0.0
@@ -51,7 +57,11 @@ class Reporter(TrainerCallback):
         self._steps += 1
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
-        """Write and report a row."""
+        """Write and report a row.
+
+        Raises:
+            OutputError: it cannot be written; raised on every worker.
+        """
         logs = logs or {}
         row: dict[str, Any] = {"step": state.global_step, "total_steps": state.max_steps}
         for name in ("epoch", "loss", "learning_rate", "grad_norm", "eval_loss"):
@@ -63,9 +73,14 @@ class Reporter(TrainerCallback):
             self.last_validation_loss, self.last_validation_step = row["eval_loss"], state.global_step
         else:
             self._add_speed(row, state)
+        error: OutputError | None = None
         if state.is_world_process_zero:
-            progress.append(self._folder, row)
-        self._report(row)
+            try:
+                with naming_full_disk(str(self._folder / progress.METRICS_FILE)):
+                    progress.append(self._folder, row)
+            except OutputError as caught:  # the other workers must hear of it
+                error = caught
+        self._report(row, error)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Take the mean speed of the whole run."""
@@ -79,8 +94,8 @@ class Reporter(TrainerCallback):
             row["tokens_per_second"] = round(rate, 1)
             row["seconds_left"] = round(self._seconds / self._steps * (state.max_steps - state.global_step), 1)
             if on_gpu:
-                device, workers = torch.cuda.get_device_name(), self.trainer.args.world_size
-                share = flops.utilisation(rate, self._parameters, self._mode, device, workers)
+                device, gpus = torch.cuda.get_device_name(), self.trainer.args.world_size * self._gpus_per_worker
+                share = flops.utilisation(rate, self._parameters, self._mode, device, gpus)
                 if share is not None:
                     row["model_flops_utilisation"] = round(share, 4)
         if slots > self._slots_logged:

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from transformers.training_args import ParallelMode
 
-from alpaca_ray.errors import TrainingError
+from alpaca_ray.errors import OutputError, TrainingError
 from alpaca_ray.train import background, snapshot
 from alpaca_ray.train.sharded import ShardedState
 
@@ -48,7 +48,7 @@ def sharded_work(trainer: Any, sharded: ShardedState, target: Path) -> Work:
     """The checkpoint of a model that FSDP shards: every worker writes its part, the first one all else."""
     states = _random_states(trainer)
     step = trainer.state.global_step
-    error: Exception | None = None
+    error: BaseException | None = None
     try:
         snapshot.check_finite(sharded.local_weights(), step, target.parent)
     except TrainingError as caught:  # the other workers must hear of it
@@ -72,7 +72,7 @@ def sharded_work(trainer: Any, sharded: ShardedState, target: Path) -> Work:
         failed = error
         try:
             written.result()
-        except Exception as caught:  # noqa: BLE001 - raised below, once the other workers know
+        except BaseException as caught:  # noqa: BLE001 - torch's is no Exception; raised below, once the others know
             failed = failed or caught
         try:
             everywhere = sharded.all_ok(failed is None)
@@ -118,7 +118,7 @@ def _placing(trainer: Any, target: Path, writers: list[snapshot.Writer]) -> Call
             for write in writers:
                 write(staging)
             write_state(staging)
-        background.rotate(target.parent, limit, best=best)
+        background.rotate(target.parent, limit, best=best, written=target.name)
 
     return place
 
@@ -131,7 +131,8 @@ def _weights(trainer: Any) -> tuple[dict[str, torch.Tensor], snapshot.Writer]:
         return weights, snapshot.adapter_writer(trainer.model, weights)
     model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
     weights = snapshot.to_host(model.state_dict())
-    return weights, lambda folder: model.save_pretrained(str(folder), state_dict=weights)
+    # Under the names in memory, by which a resume reads them: those of the model's origin would be skipped silently.
+    return weights, lambda folder: model.save_pretrained(str(folder), state_dict=weights, save_original_format=False)
 
 
 def _other_writers(trainer: Any, states: list[dict[str, Any]]) -> list[snapshot.Writer]:
@@ -155,10 +156,20 @@ def _random_states(trainer: Any) -> list[dict[str, Any]] | None:
 
 
 def _common_folder(target: Path) -> Path:
-    """Make a hidden folder beside a checkpoint-to-be, the same one on every worker."""
+    """Make a hidden folder beside a checkpoint-to-be, the same one on every worker.
+
+    Raises:
+        OutputError: it cannot be made; on every worker.
+    """
     several = dist.is_initialized() and dist.get_world_size() > 1
-    first = not several or dist.get_rank() == 0
-    names = [tempfile.mkdtemp(dir=target.parent, prefix=f"{background.STAGING}{target.name}.") if first else ""]
+    made: list[str | OutputError] = [""]
+    if not several or dist.get_rank() == 0:
+        try:
+            made = [tempfile.mkdtemp(dir=target.parent, prefix=f"{background.STAGING}{target.name}.")]
+        except OSError as error:
+            made = [OutputError(f"{target}: cannot be written: {error.strerror}")]
     if several:
-        dist.broadcast_object_list(names, src=0)
-    return Path(names[0])
+        dist.broadcast_object_list(made, src=0)
+    if isinstance(made[0], OutputError):
+        raise made[0]
+    return Path(made[0])

@@ -7,6 +7,7 @@ never gets so far changes nothing. The hidden folder itself is the mark: as long
 from __future__ import annotations
 
 import glob
+import json
 import os
 import re
 import shutil
@@ -27,6 +28,7 @@ STAGE = "train"
 _MOVING = ".replaced.moving"
 _ASIDE = ".replaced"
 _SETTLED = ".replaced.done"
+_OLD = ".names.json"  # beside what was set aside: every entry of ours that was in the folder
 
 # What the driver writes before the workers start.
 _EARLY = (MANIFEST_FILE, publish.SETTINGS_FILE, HELDOUT_FILE, IDENTITY_FILE)
@@ -63,6 +65,9 @@ def ours(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     found = [entry for entry in folder.iterdir() if entry.name in _NAMES or _PATTERN.fullmatch(entry.name)]
+    samples = folder / progress.SAMPLES_FILE
+    if samples.is_file() and progress.is_ours(samples):
+        found.append(samples)
     card = folder / progress.CARD_FILE
     if card.is_file() and progress.CARD_MARK in card.read_text(encoding="utf-8", errors="replace"):
         found.append(card)  # any other README is somebody's own
@@ -113,7 +118,8 @@ def claimed(folder: Path, *, resume: bool, overwrite: bool, examine: Callable[[]
             _recover(folder)
             check(folder, resume=resume, overwrite=overwrite)
             examine()
-            _set_aside(folder, [entry for entry in ours(folder) if overwrite or entry.name in _EARLY])
+            old = ours(folder)
+            _set_aside(folder, [entry for entry in old if overwrite or entry.name in _EARLY], old)
             try:
                 yield
             except BaseException:
@@ -147,10 +153,25 @@ def _make(folder: Path) -> list[Path]:
     return made
 
 
-def _set_aside(folder: Path, entries: list[Path]) -> None:
+def kept_in(folder: Path) -> Path:
+    """Return where the identity of a folder's run lies, also after a kill before the first step: it comes back."""
+    aside = folder / _ASIDE
+    if aside.is_dir():
+        return aside
+    return folder / _MOVING if (folder / _MOVING / IDENTITY_FILE).is_file() else folder
+
+
+def _set_aside(folder: Path, entries: list[Path], old: list[Path]) -> None:
+    """Set entries aside, and write down which entries of ours there were: what comes beside them is the new run's."""
     (folder / _MOVING).mkdir()
-    for entry in entries:
-        os.replace(entry, folder / _MOVING / entry.name)
+    try:
+        (folder / _MOVING / _OLD).write_text(json.dumps([entry.name for entry in old]), encoding="utf-8")
+        storage.sync_file(folder / _MOVING / _OLD)
+        for entry in entries:
+            os.replace(entry, folder / _MOVING / entry.name)
+    except BaseException:
+        _move_back(folder)
+        raise
     os.replace(folder / _MOVING, folder / _ASIDE)
 
 
@@ -170,6 +191,13 @@ def _restore(folder: Path) -> None:
     publish.remove_bookkeeping(folder)
     for name in (publish.RAY_FOLDER, encoded.FOLDER, *_EARLY):
         _remove(folder / name)
+    try:
+        old = set(json.loads((folder / _ASIDE / _OLD).read_text(encoding="utf-8")))
+    except (OSError, ValueError):  # an earlier version wrote none
+        old = {entry.name for entry in ours(folder)}
+    for entry in ours(folder):
+        if entry.name not in old:
+            _remove(entry)
     os.replace(folder / _ASIDE, folder / _MOVING)
     _move_back(folder)
 
@@ -177,7 +205,9 @@ def _restore(folder: Path) -> None:
 def _move_back(folder: Path) -> None:
     if (folder / _MOVING).is_dir():
         for entry in (folder / _MOVING).iterdir():
-            os.replace(entry, folder / entry.name)
+            if entry.name != _OLD:
+                os.replace(entry, folder / entry.name)
+        _remove(folder / _MOVING / _OLD)
         (folder / _MOVING).rmdir()
 
 
@@ -186,7 +216,7 @@ def _tidy(folder: Path, *, resume: bool) -> None:
     _remove(folder / publish.RAY_FOLDER)
     publish.remove_bookkeeping(folder)
     background.sweep(folder)
-    if not resume and not publish.newest_checkpoint(folder) and not progress.read_metrics(folder):
+    if not resume and not publish.checkpoints(folder) and not progress.read_metrics(folder):
         for name in (*_EARLY, progress.METRICS_FILE, encoded.FOLDER):
             _remove(folder / name)
 

@@ -17,7 +17,9 @@ from alpaca_ray.train.encode import IGNORE_INDEX, Sample
 Batch = dict[str, Any]
 
 # Families whose attention keeps samples apart by position ids alone (checked: below 1e-7 in the logits).
-_BY_POSITION = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "gemma3", "smollm3"})
+_BY_POSITION = frozenset(
+    {"llama", "mistral", "mixtral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "gemma3", "smollm3"}
+)
 # Families that ignore position ids in the mask, and take a ready 4-D mask.
 _BY_MASK = frozenset({"opt"})
 # Families that pass the borders of samples on to the attention function (checked: the same).
@@ -106,7 +108,9 @@ def collator(
 def token_count(batch: Batch) -> int:
     """Return the real tokens of a batch, padding left out."""
     mask = batch.get("attention_mask")
-    return int(mask.sum()) if mask is not None and mask.dim() == 2 else int(batch["input_ids"].numel())
+    if mask is not None and mask.dim() == 2:
+        return int(mask.sum())
+    return int(batch["input_ids"].numel()) if "position_ids" in batch else 0  # the batch without weight has neither
 
 
 def _empty() -> Batch:

@@ -9,12 +9,15 @@ from typing import Any
 
 from alpaca_ray import cluster
 from alpaca_ray.console import as_bytes
-from alpaca_ray.errors import ModelError
+from alpaca_ray.errors import EstimateError, ModelError
+from alpaca_ray.models import load_config
 from alpaca_ray.prompts import PromptTemplate
 from alpaca_ray.quiet import quiet_libraries
 from alpaca_ray.records import Record
 from alpaca_ray.settings.train import TrainSettings
-from alpaca_ray.train.estimate import Estimate, estimate, largest_batch
+from alpaca_ray.train import speed
+from alpaca_ray.train.estimate import Estimate, estimate
+from alpaca_ray.train.largest import largest_batch
 from alpaca_ray.train.plan import Plan
 from alpaca_ray.train.room import lacking
 
@@ -50,12 +53,13 @@ def dry_run_lines(
         f"reach --model_max_length {settings.model_max_length}",
         f"steps: {steps} ({steps * plan.step_samples / len(training):.2f} epochs of {len(training)} records)",
     ]
-    batch = largest_batch(
-        samples, plan, packed=settings.packing, group_by_length=settings.group_by_length, seed=settings.seed
-    )
+    model_type = load_config(source, flag=settings.model_flag, cache_dir=settings.cache_dir).model_type
+    lines += speed.not_packed(settings, plan, model_type)
+    packed = speed.attention_of(settings, plan, model_type)[1] != "none"
+    batch = largest_batch(samples, plan, packed=packed, group_by_length=settings.group_by_length, seed=settings.seed)
     try:
-        needs = estimate(settings, plan, source, batch, packing=settings.packing, deepspeed=deepspeed)
-    except NotImplementedError as error:
+        needs = estimate(settings, plan, source, batch, deepspeed=deepspeed)
+    except EstimateError as error:
         return [*lines, f"memory: not estimated, this model cannot be run without values ({error})"]
     lines += _needs(needs, settings, plan)
     memory = needs.peak + (0 if plan.use_gpu else PROCESS_BYTES)

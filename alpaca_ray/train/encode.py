@@ -7,12 +7,14 @@ token hides nothing.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, TypedDict
 
 from alpaca_ray.errors import DataError
 from alpaca_ray.prompts import PromptTemplate
 from alpaca_ray.records import Record
+from alpaca_ray.train import chats
 
 IGNORE_INDEX = -100
 _CHUNK = 1000
@@ -38,17 +40,18 @@ def encode(
     """Encode records in their order.
 
     Args:
-        records: instruction records, or chats (``messages``), which take the tokenizer's own chat template.
+        records: instruction records, or chats (``messages``), which take the tokenizer's own chat template; without
+            one each of their turns becomes an instruction and its response.
         tokenizer: a Hugging Face tokenizer.
-        template: the prompt template of instruction records.
+        template: the prompt template of instructions.
         max_length: tokens a sample may have; the rest is cut on the right.
         train_on_inputs: learn the prompt too.
         add_eos: end each sample that was not cut with the end token.
         may_be_empty: accept that no sample has a token to learn (held-out records).
 
     Raises:
-        DataError: a chat record where the tokenizer has no chat template, or whose template refuses it, or no sample
-            with a token to learn.
+        DataError: a chat that the tokenizer's chat template refuses, or in which, without one, user and assistant do
+            not take turns, or no sample with a token to learn.
     """
     samples: list[Sample] = []
     for start in range(0, len(records), _CHUNK):  # a batch keeps fast tokenizers busy on every core
@@ -80,6 +83,7 @@ def _encode_chunk(
     train_on_inputs: bool,
     add_eos: bool,
 ) -> list[Sample]:
+    records = [_single(record, tokenizer) for record in records]
     plain = [index for index, record in enumerate(records) if not record.get("messages")]
     prompts = [template.format(records[index]) for index in plain]
     texts = [prompt + (records[index].get("output") or "") for prompt, index in zip(prompts, plain, strict=True)]
@@ -90,24 +94,32 @@ def _encode_chunk(
         result[index] = _finish(ids, 0 if train_on_inputs else len(prompt_ids), tokenizer, max_length, add_eos)
     for index, record in enumerate(records):
         if record.get("messages"):
-            result[index] = encode_chat(record, tokenizer, max_length=max_length, train_on_inputs=train_on_inputs)
+            result[index] = _encode_chat(record, tokenizer, template, max_length, train_on_inputs, add_eos)
     return [sample for sample in result if sample is not None]
+
+
+def _single(record: Record, tokenizer: Any) -> Record:
+    """Return a chat of one turn as the instruction record that it is where there is no chat template, else itself."""
+    if not record.get("messages") or chats.has_template(tokenizer):
+        return record
+    turns = chats.exchanges(record)
+    return {**record, "messages": None, **turns[0]} if len(turns) == 1 else record
 
 
 def _tokenize(tokenizer: Any, texts: list[str]) -> list[list[int]]:
     if not texts:
         return []
     rows: list[list[int]] = tokenizer(texts, truncation=False, verbose=False)["input_ids"]
+    return [list(ids[_own(ids, text, tokenizer)]) for ids, text in zip(rows, texts, strict=True)]
+
+
+def _own(ids: list[int], text: str, tokenizer: Any) -> slice:
+    """Return which tokens of a text to keep: no second start token, and no end token that the text does not have."""
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-    cleaned = []
-    for ids, text in zip(rows, texts, strict=True):
-        if bos is not None and ids[:2] == [bos, bos]:  # the template's own beside the tokenizer's
-            ids = ids[1:]
-        # A tokenizer that is set to add the end token would put one behind the prompt, too.
-        if eos is not None and ids and ids[-1] == eos and not text.endswith(tokenizer.eos_token):
-            ids = ids[:-1]
-        cleaned.append(list(ids))
-    return cleaned
+    start = int(bos is not None and ids[:2] == [bos, bos])  # the template's own beside the tokenizer's
+    # A tokenizer that is set to add the end token would put one behind the prompt, too.
+    added = eos is not None and ids[start:] and ids[-1] == eos and not text.endswith(tokenizer.eos_token)
+    return slice(start, len(ids) - bool(added))
 
 
 def _finish(ids: list[int], masked: int, tokenizer: Any, max_length: int, add_eos: bool) -> Sample:
@@ -120,45 +132,49 @@ def _finish(ids: list[int], masked: int, tokenizer: Any, max_length: int, add_eo
     return {"input_ids": ids, "labels": [IGNORE_INDEX] * masked + ids[masked:]}
 
 
-def encode_chat(record: Record, tokenizer: Any, *, max_length: int, train_on_inputs: bool = False) -> Sample:
-    """Encode a chat with the tokenizer's own template; labels on the assistant's turns and their end tokens only.
-
-    Raises:
-        DataError: the tokenizer has no chat template, or one that refuses the chat or rewrites earlier turns.
-    """
-    name = f"record {record.get('id')!r}"
-    if not getattr(tokenizer, "chat_template", None):
-        raise DataError(f"{name} is a chat, and this model's tokenizer has no chat template: use instruction records")
-    messages = record["messages"]
-    full = _apply(tokenizer, messages, name)
-    ids: list[int] = []
-    labels: list[int] = []
-    position = 0
-
-    def add(end: int, learn: bool) -> None:
-        nonlocal position
-        piece = tokenizer(full[position:end], add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
-        ids.extend(piece)
-        labels.extend(piece if learn or train_on_inputs else [IGNORE_INDEX] * len(piece))
-        position = end
-
-    for number, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        before = _apply(tokenizer, messages[:number], name, add_generation_prompt=True)
-        after = _apply(tokenizer, messages[: number + 1], name)
-        if not (full.startswith(before) and full.startswith(after)):
-            raise DataError(f"{name}: the tokenizer's chat template rewrites earlier turns; only single turns work")
-        add(len(before), learn=False)
-        add(len(after), learn=True)
-    add(len(full), learn=False)
+def _encode_chat(
+    record: Record, tokenizer: Any, template: PromptTemplate, max_length: int, train_on_inputs: bool, add_eos: bool
+) -> Sample:
+    if chats.has_template(tokenizer):
+        chat = chats.rendered(record, tokenizer)
+        ids, learnt = _labelled(tokenizer, chat, add_special_tokens=False)
+    else:
+        chat = chats.as_instructions(chats.exchanges(record), template, tokenizer.eos_token)
+        ids, learnt = _labelled(tokenizer, chat, add_special_tokens=True)
+        kept, eos = _own(ids, chat.text, tokenizer), tokenizer.eos_token_id
+        ids, learnt = ids[kept], learnt[kept]
+        if add_eos and len(ids) < max_length and not (learnt[-1] and ids[-1] == eos):
+            ids, learnt = [*ids, eos], [*learnt, True]
+    labels = [token if train_on_inputs or known else IGNORE_INDEX for token, known in zip(ids, learnt, strict=True)]
     return {"input_ids": ids[:max_length], "labels": labels[:max_length]}
 
 
-def _apply(tokenizer: Any, messages: list[dict[str, Any]], name: str, **options: Any) -> str:
-    from jinja2 import TemplateError
+def _labelled(tokenizer: Any, chat: chats.ChatText, *, add_special_tokens: bool) -> tuple[list[int], list[bool]]:
+    """Return a chat's tokens, and whether each is learnt: those that stand for a character of what is learnt."""
+    if not getattr(tokenizer, "is_fast", False):
+        return _in_pieces(tokenizer, chat, add_special_tokens=add_special_tokens)
+    encoded = tokenizer(
+        chat.text,
+        add_special_tokens=add_special_tokens,
+        return_offsets_mapping=True,
+        truncation=False,
+        verbose=False,
+    )
+    ids = list(encoded["input_ids"])
+    # A token may stand for no character: the word start that some tokenizers put behind a special token.
+    spans = [(begin, max(end, begin + 1)) for begin, end in encoded["offset_mapping"]]
+    learnt = [any(begin < last and end > first for first, last in chat.learnt) for begin, end in spans]
+    return ids, learnt
 
-    try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, **options))
-    except TemplateError as error:  # a template's own raise_exception, too
-        raise DataError(f"{name}: the tokenizer's chat template refuses it: {error}") from error
+
+def _in_pieces(tokenizer: Any, chat: chats.ChatText, *, add_special_tokens: bool) -> tuple[list[int], list[bool]]:
+    """As ``_labelled``, where a tokenizer does not say which characters a token stands for: each piece by itself."""
+    ids: list[int] = []
+    learnt: list[bool] = []
+    cuts = [0, *(cut for span in chat.learnt for cut in span), len(chat.text)]
+    for number, (begin, end) in enumerate(itertools.pairwise(cuts)):
+        special = add_special_tokens and not number
+        piece = tokenizer(chat.text[begin:end], add_special_tokens=special, truncation=False, verbose=False)
+        ids += piece["input_ids"]
+        learnt += [number % 2 == 1] * len(piece["input_ids"])
+    return ids, learnt

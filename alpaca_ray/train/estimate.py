@@ -5,14 +5,18 @@ Imports torch and transformers inside its functions; no weights are ever loaded.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from alpaca_ray.errors import AlpacaRayError, EstimateError
 from alpaca_ray.settings.train import TrainSettings
-from alpaca_ray.train.encode import IGNORE_INDEX, Sample
+from alpaca_ray.train import speed
+from alpaca_ray.train.largest import Batch
 from alpaca_ray.train.plan import Plan
+
+if TYPE_CHECKING:
+    from alpaca_ray.train.simulate import Attention
 
 # Bytes of state a trained parameter, by the names of TrainingArguments; what is not here is taken as AdamW's.
 _STATE_BYTES = (
@@ -26,15 +30,6 @@ _ADAMW_BYTES = 8.0
 # (Dettmers et al., "QLoRA", 2023, section 3).
 _NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 _CUBLAS_WORKSPACE = 32 * 1024**2  # what torch reserves for it on Hopper; a fourth of that on older GPUs
-
-
-@dataclass(frozen=True)
-class Batch:
-    """The largest forward pass: its shape, and the positions for which the head is computed."""
-
-    rows: int
-    tokens: int
-    learnt: int
 
 
 @dataclass(frozen=True)
@@ -55,66 +50,39 @@ class Estimate:
     batch: Batch
 
 
-def largest_batch(samples: Sequence[Sample], plan: Plan, *, packed: bool, group_by_length: bool, seed: int) -> Batch:
-    """Return the largest forward pass of the first epochs that any worker takes."""
-    from alpaca_ray.train.order import Batches
-
-    sizes = [len(sample["input_ids"]) for sample in samples]
-    learnt = [sum(label != IGNORE_INDEX for label in sample["labels"][1:]) for sample in samples]
-    found = Batch(1, 1, 1)
-    for rank in range(plan.workers):
-        batches = Batches(
-            len(samples),
-            micro_batch=plan.micro_batch,
-            step=plan.step_samples,
-            workers=plan.workers,
-            rank=rank,
-            seed=seed,
-            lengths=sizes if group_by_length else None,
-        )
-        for epoch in range(3):
-            batches.set_epoch(epoch)
-            for batch in batches:
-                if not batch:
-                    continue
-                if packed:
-                    shape = (1, sum(sizes[index] for index in batch))
-                    heads = sum(learnt[index] for index in batch)
-                else:
-                    longest = max(sizes[index] for index in batch)
-                    prompt = min(sizes[index] - learnt[index] for index in batch)
-                    shape, heads = (len(batch), longest), longest - prompt
-                if math.prod(shape) > found.rows * found.tokens:
-                    found = Batch(*shape, max(1, heads, found.learnt))
-    return found
-
-
 def estimate(
-    settings: TrainSettings,
-    plan: Plan,
-    source: str,
-    batch: Batch,
-    *,
-    packing: bool,
-    deepspeed: Mapping[str, Any] | None = None,
+    settings: TrainSettings, plan: Plan, source: str, batch: Batch, *, deepspeed: Mapping[str, Any] | None = None
 ) -> Estimate:
     """Return what a worker needs. Takes seconds, whatever the model's size.
 
     Args:
         source: the model's name or folder.
         batch: the largest forward pass.
-        packing: whether its samples lie in one row.
         deepspeed: the content of its configuration, where one is used.
 
     Raises:
         ModelError: the configuration is of no causal language model that transformers knows.
-        NotImplementedError: its forward pass needs values, not shapes alone.
+        SettingsError: the attention asked for cannot be had.
+        EstimateError: its forward pass needs values, not shapes alone, or anything else keeps it from being simulated.
     """
+    try:
+        return _estimate(settings, plan, source, batch, deepspeed)
+    except AlpacaRayError:
+        raise
+    except Exception as error:  # other people's models, run in a way that they were not written for
+        reason = " ".join(str(error).split())[:200]
+        raise EstimateError(f"{type(error).__name__}: {reason}") from error
+
+
+def _estimate(
+    settings: TrainSettings, plan: Plan, source: str, batch: Batch, deepspeed: Mapping[str, Any] | None
+) -> Estimate:
     import torch
 
     from alpaca_ray.train import lora
     from alpaca_ray.train.adapter import add_adapter
     from alpaca_ray.train.architecture import build_skeleton
+    from alpaca_ray.train.decoder import freeze_beside_text
     from alpaca_ray.train.simulate import simulate
 
     compute = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[plan.precision]
@@ -124,11 +92,14 @@ def estimate(
     quantised = settings.load_8bit or settings.load_4bit
     model = build_skeleton(settings, source)
     model.config.use_cache = False
+    attention = _attention(settings, plan, model)
     # What shards its weights casts them as it gathers them; else full fine-tuning computes through autocast.
     model.to(torch.float32 if plan.mode == "full" and sharded == 1 else compute)
     linear = _linear_weights(model) if quantised else {}
     if quantised:  # peft's prepare_model_for_kbit_training: what is not quantised becomes float32
         _cast_rest(model, linear)
+    if plan.mode == "full":
+        freeze_beside_text(model)
     with torch.device("meta"):
         if plan.mode == "lora":
             if settings.gradient_checkpointing:
@@ -141,19 +112,17 @@ def estimate(
     trainable = sum(part.numel() for part in parts if part.requires_grad)
     blocks = _block_bytes(model)
     full = plan.mode == "full"
-    try:
-        step = simulate(
-            model,
-            rows=batch.rows,
-            tokens=batch.tokens,
-            learnt=batch.learnt,
-            mask="padding" if not packing else "blocks" if model.config.model_type == "opt" else "none",
-            autocast=compute if compute != torch.float32 and (not full or sharded == 1) else None,
-            checkpointing=settings.gradient_checkpointing,
-            accumulates=plan.accumulation > 1,
-        )
-    except RuntimeError as error:  # an operation whose result's shape depends on values
-        raise NotImplementedError(" ".join(str(error).split())[:200]) from error
+    step = simulate(
+        model,
+        rows=batch.rows,
+        tokens=batch.tokens,
+        learnt=batch.learnt,
+        lengths=batch.lengths or (batch.tokens,),
+        attention=attention,
+        autocast=compute if compute != torch.float32 and (not full or sharded == 1) else None,
+        checkpointing=settings.gradient_checkpointing,
+        accumulates=plan.accumulation > 1,
+    )
     weights = step.weights
     passes = step.passes + (_CUBLAS_WORKSPACE if plan.use_gpu else 0)
     gradients = 4 * trainable if full else step.gradients
@@ -178,6 +147,18 @@ def estimate(
     saved = 4 * trainable if full else step.gradients
     checkpoint = saved + int(trainable * _state_bytes(settings.optim))
     return Estimate(total, trainable, weights, gradients, optimiser, passes, peak, checkpoint, batch)
+
+
+def _attention(settings: TrainSettings, plan: Plan, model: Any) -> Attention:
+    """Return how the run keeps samples apart, in the simulation's terms; gives the model the library's, where asked."""
+    name, packing = speed.attention_of(settings, plan, model.config.model_type)
+    if packing == "borders":
+        if name in speed.FLASH_PACKAGES:
+            return "kernel"
+        return "own kernel" if plan.use_gpu and plan.precision != "fp32" else "own"
+    if name in ("eager", "sdpa"):
+        speed.set_attention(model, name)
+    return "padding" if packing == "none" else "mask"
 
 
 def _state_bytes(optim: str) -> float:

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from alpaca_ray.console import as_bytes, say
+from alpaca_ray.manifest import file_digest
 from alpaca_ray.report.plots import save_length_histogram
 from alpaca_ray.settings.train import TrainSettings
 from alpaca_ray.storage import write_atomic
-from alpaca_ray.train import progress
+from alpaca_ray.train import progress, whole
 from alpaca_ray.train.card import render_model_card
 from alpaca_ray.train.data import HELDOUT_FILE
 
@@ -29,6 +30,15 @@ def with_lengths(result: Mapping[str, Any], output: Path, limit: int) -> dict[st
         "share_at_limit": round(sum(count for length, count in counts if length >= limit) / max(1, samples), 4),
     }
     return values
+
+
+def is_there(output: Path, content: Mapping[str, Any]) -> bool:
+    """Whether what a finished run published, as its ``run.json`` says, still lies in its folder, unchanged."""
+    outputs = content.get("outputs")
+    named = outputs if isinstance(outputs, Mapping) else {}
+    if not all((output / name).is_file() and file_digest(output / name) == digest for name, digest in named.items()):
+        return False
+    return whole.weights_fault(output) is None  # of a whole model, run.json names the configuration alone
 
 
 def heldout_count(output: Path) -> int:
@@ -53,6 +63,8 @@ def closing_lines(content: Mapping[str, Any]) -> list[str]:
         f"proven in {seconds:.1f} s: batches, trainable weights, saved files ({proof.get('tensors_read_back', 0)} "
         "tensors read back)"
     ]
+    if proof.get("beside_text"):
+        lines.append(f"no text goes through {', '.join(proof['beside_text'])}: not trained, and saved as before")
     peak, estimated = memory["peak_bytes"], memory.get("estimated_bytes")
     held = f"{as_bytes(estimated)} estimated" if estimated else "no estimate"
     return [*lines, f"memory: {as_bytes(peak)} a worker at the peak, {held} ({memory['measured']})"]

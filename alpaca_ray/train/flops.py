@@ -58,7 +58,7 @@ def utilisation(
     Args:
         tokens_per_second: real tokens of all workers together.
         parameters: all parameters of the model.
-        workers: devices that share the work.
+        workers: GPUs that share the work, of all workers together.
     """
     peak = peak_flops(device_name)
     if peak is None:

@@ -10,10 +10,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from alpaca_ray.errors import AlpacaRayError
 from alpaca_ray.train import memory
 from alpaca_ray.train.encode import Sample
-from alpaca_ray.train.estimate import estimate, largest_batch
+from alpaca_ray.train.estimate import estimate
 from alpaca_ray.train.job import Job
+from alpaca_ray.train.largest import largest_batch
 
 _KINDS = {
     True: "torch.cuda.max_memory_allocated",
@@ -45,10 +47,8 @@ def memory_report(job: Job, trainer: Any, before: int, *, packed: bool) -> dict[
         trainer.train_dataset, plan, packed=packed, group_by_length=settings.group_by_length, seed=settings.seed
     )
     try:
-        needs = estimate(
-            settings, plan, job.model_source, batch, packing=packed, deepspeed=job.arguments.get("deepspeed")
-        )
-    except NotImplementedError as error:
+        needs = estimate(settings, plan, job.model_source, batch, deepspeed=job.arguments.get("deepspeed"))
+    except AlpacaRayError as error:  # the run is done and saved: an estimate must not undo that
         return {**report, "estimated_bytes": None, "not_estimated": str(error)}
     return {**report, "estimated_bytes": needs.peak, "estimate_over_measured": round(needs.peak / max(1, found), 3)}
 

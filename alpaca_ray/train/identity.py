@@ -1,6 +1,7 @@
 """Which run a folder belongs to: what must be the same for ``--resume`` to go on with it. Pure.
 
-The number of workers, logging, saving and the length of the run may change; what is learnt from what may not.
+The number of workers, logging, saving and the length of the run may change; what is learnt from what, in which order
+and by which steps may not.
 """
 
 from __future__ import annotations
@@ -18,10 +19,31 @@ from alpaca_ray.settings.train import TrainSettings
 from alpaca_ray.storage import write_atomic
 from alpaca_ray.train.data import HELDOUT_FILE
 from alpaca_ray.train.plan import Plan
+from alpaca_ray.train.publish import newest_checkpoint
 
 IDENTITY_FILE = "train_identity.json"
 
+ORIGIN = "resume_from_checkpoint"
+
 _LORA = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules")
+# Settings that decide in which order samples are seen and how a step changes the weights.
+_STEPS = ("group_by_length", "learning_rate", "lr_scheduler_type", "weight_decay", "optim")
+# The same of what is passed on, with TrainingArguments' defaults: one that is given by name changes nothing.
+_PASSED_ON: dict[str, Any] = {
+    "max_grad_norm": 1.0,
+    "label_smoothing_factor": 0.0,
+    "neftune_noise_alpha": None,
+    "adam_beta1": 0.9,
+    "adam_beta2": 0.999,
+    "adam_epsilon": 1e-8,
+    "lr_scheduler_kwargs": None,
+    "optim_args": None,
+    "optim_target_modules": None,
+}
+_NOT_ALWAYS_RECORDED = {
+    *_STEPS, *_PASSED_ON, "data_seed", "warmup_steps", "warmup_ratio", "fsdp", "precision", ORIGIN
+}  # fmt: skip
+_NO_FLAGS = ("held-out records", "mode", "base_bits", "precision")
 
 
 def identity(
@@ -30,12 +52,14 @@ def identity(
     template: PromptTemplate,
     records: tuple[Sequence[Record], Sequence[Record]],
     model_source: str,
+    origin: dict[str, str] | None = None,
 ) -> dict[str, Any]:
     """Return what identifies a run, by the name of the flag that decides it; JSON-serialisable.
 
     Args:
         records: the records to learn, and those held out.
         model_source: the model's absolute path, or its hub id.
+        origin: path and digest of the checkpoint from which the run begins (``restart.origin``).
     """
     training, heldout = records
     return {
@@ -53,31 +77,66 @@ def identity(
         "prompt_template": f"digest {hashlib.sha256(template.to_json().encode()).hexdigest()[:12]}",
         "train_on_inputs": settings.train_on_inputs,
         "add_eos_token": settings.ends_samples,
+        **_later(settings, plan),
+        ORIGIN: origin,
     }
 
 
-def check_same_run(folder: Path, now: Mapping[str, Any], heldout: Sequence[Record]) -> None:
-    """Check that a folder's run is the one that the settings describe.
+def _later(settings: TrainSettings, plan: Plan) -> dict[str, Any]:
+    """Return what earlier versions did not record: a folder of theirs is not judged by it."""
+    further = settings.training_arguments
+    seed = further.get("data_seed")
+    return {
+        "data_seed": None if seed == settings.seed else seed,
+        **{name: getattr(settings, name) for name in _STEPS},
+        # Above 0 the steps win.
+        "warmup_steps": settings.warmup_steps,
+        "warmup_ratio": None if settings.warmup_steps else settings.warmup_ratio,
+        **{name: further.get(name, default) for name, default in _PASSED_ON.items()},
+        "fsdp": plan.fsdp,
+        "precision": plan.precision,
+    }
+
+
+def check_same_run(folder: Path, now: Mapping[str, Any], heldout: Sequence[Record]) -> dict[str, str] | None:
+    """Check that a folder's run is the one that the settings describe, and return the checkpoint that it began from.
 
     A folder that recorded no identity is judged by its held-out records alone.
 
     Raises:
-        OutputError: it is another; every difference is named with both values.
+        OutputError: it is another; every difference is named with both values. Or the run began from a checkpoint that
+            is not given now, while it has none of its own.
     """
     recorded = _read(folder / IDENTITY_FILE)
     if isinstance(recorded, dict):
+        before, given = recorded.get(ORIGIN), now.get(ORIGIN)
+        if before and not given and newest_checkpoint(folder) is None:
+            raise OutputError(
+                f"--resume: {folder} holds a run that began from {before['path']} and has no checkpoint yet: give "
+                f"--resume_from_checkpoint {before['path']} too"
+            )
+        same_origin = not given or (before and before["digest"] == given["digest"])  # wherever it lies now
         names = [*now, *(name for name in recorded if name not in now)]
-        differing = [name for name in names if recorded.get(name) != now.get(name)]
-        text = "; ".join(f"{_flag(name)}: {recorded.get(name)} there, {now.get(name)} now" for name in differing)
+        differing = [
+            name
+            for name in names
+            if recorded.get(name) != now.get(name)
+            and not (name in _NOT_ALWAYS_RECORDED and name not in recorded)
+            and not (name == ORIGIN and same_origin)
+        ]
+        text = "; ".join(
+            f"{_flag(name)}: {_shown(recorded.get(name))} there, {_shown(now.get(name))} now" for name in differing
+        )
     else:
-        before = _read(folder / HELDOUT_FILE)
-        ids = [record["id"] for record in heldout]
-        text = f"{len(before)} other held-out records there, {len(ids)} now" if before not in (None, ids) else ""
+        known, ids = _read(folder / HELDOUT_FILE), [record["id"] for record in heldout]
+        text = f"{len(known)} other held-out records there, {len(ids)} now" if known not in (None, ids) else ""
     if text:
         raise OutputError(
             f"--resume: {folder} holds another run ({text}): give what it was started with, --overwrite to start anew, "
             "or another folder"
         )
+    found = recorded.get(ORIGIN) if isinstance(recorded, dict) else None
+    return found or now.get(ORIGIN)
 
 
 def step_samples(folder: Path) -> int | None:
@@ -97,7 +156,13 @@ def write(folder: Path, now: Mapping[str, Any]) -> None:
 
 
 def _flag(name: str) -> str:
-    return name if name in ("held-out records", "mode", "base_bits") else f"--{name}"
+    return name if name in _NO_FLAGS else f"--{name}"
+
+
+def _shown(value: Any) -> str:
+    return (
+        f"{value['path']} (digest {value['digest']})" if isinstance(value, dict) and "digest" in value else str(value)
+    )
 
 
 def _read(path: Path) -> Any:

@@ -17,7 +17,7 @@ class Job:
     settings: TrainSettings
     plan: Plan
     template: PromptTemplate
-    template_used: bool  # whether any record to learn is no chat
+    template_used: bool  # whether any record to learn takes it: one that is no chat, or any without a chat template
     arguments: dict[str, Any]
     output_dir: str
     token: str  # name of a file in output_dir that every worker must see

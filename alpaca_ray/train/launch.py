@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.config import LoggingConfig
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from alpaca_ray import cluster
 from alpaca_ray.errors import AlpacaRayError, find_cause
+from alpaca_ray.train import publish
 from alpaca_ray.train.job import Job
 from alpaca_ray.train.loop import run_worker
+
+# A node that has not answered by then is left to the workers' own look, which each of them takes.
+_LOOK_SECONDS = 60
 
 
 def launch(job: Job, bundle: dict[str, float]) -> dict[str, Any]:
@@ -24,9 +33,8 @@ def launch(job: Job, bundle: dict[str, float]) -> dict[str, Any]:
     Raises:
         AlpacaRayError: what ended the run, where it is one of ours.
     """
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # how soon the end of the run is noticed
-    if not job.may_lose_nodes:  # nothing to watch: the only node takes the driver with it
-        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    if cluster.node_count() > 1:
+        check_shared(Path(job.output_dir), job.token, bundle)
     plan = job.plan
     trainer = TorchTrainer(
         run_worker,
@@ -50,8 +58,12 @@ def launch(job: Job, bundle: dict[str, float]) -> dict[str, Any]:
             logging_config=LoggingConfig(log_level="WARNING"),
         ),
     )
+    ray_train = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}  # how soon the end of the run is noticed
+    if not job.may_lose_nodes:  # nothing to watch: the only node takes the driver with it
+        ray_train["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
     try:
-        result = trainer.fit()
+        with environment(ray_train):
+            result = trainer.fit()
     except Exception as error:
         known = find_cause(error)
         if known is None:
@@ -61,3 +73,37 @@ def launch(job: Job, bundle: dict[str, float]) -> dict[str, Any]:
     if isinstance(values.get("error"), AlpacaRayError):
         raise values["error"]
     return dict(values)
+
+
+def check_shared(folder: Path, token: str, bundle: Mapping[str, float]) -> None:
+    """Check on every node that has room for a worker that the output folder is the one the driver sees.
+
+    Raises:
+        OutputError: on one of them it is not.
+    """
+    nodes = [
+        node["NodeID"]
+        for node in ray.nodes()
+        if node["Alive"] and all(node["Resources"].get(name, 0) >= amount for name, amount in bundle.items())
+    ]
+    look = ray.remote(num_cpus=0)(publish.not_shared)
+    there = [NodeAffinitySchedulingStrategy(node_id=node, soft=False) for node in nodes]
+    answers = [look.options(scheduling_strategy=strategy, max_retries=0).remote(folder, token) for strategy in there]
+    done, _ = ray.wait(answers, num_returns=len(answers), timeout=_LOOK_SECONDS) if answers else ([], [])
+    for answer in done:
+        with suppress(ray.exceptions.RayError):  # a node that has gone since
+            error = ray.get(answer)
+            if error is not None:
+                raise error
+
+
+@contextmanager
+def environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Set those environment variables that are not set yet until the block ends: the next run may want others."""
+    added = {name: value for name, value in values.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)

@@ -6,11 +6,11 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
-
-from alpaca_ray.errors import AlpacaRayError
+from alpaca_ray.errors import AlpacaRayError, OutputError
+from alpaca_ray.full_disk import cannot_be_written, naming_full_disk
 from alpaca_ray.quiet import quiet_libraries
-from alpaca_ray.train import background, progress, publish
+from alpaca_ray.train import background, board, progress, publish
+from alpaca_ray.train.agree import first_error
 from alpaca_ray.train.builder import build, settle
 from alpaca_ray.train.held import hardware, length_counts, memory_report
 from alpaca_ray.train.job import Job
@@ -26,27 +26,36 @@ def run_worker(config: dict[str, Any]) -> dict[str, Any]:
     logging.getLogger("ray.train").setLevel(logging.WARNING)
     quiet_libraries(use_gpu=job.plan.use_gpu)
     error: AlpacaRayError | None = publish.not_shared(Path(job.output_dir), job.token)
-    if (first := _first_error(error)) is not None:  # on every worker, before any of them loads weights
+    if (first := first_error(error)) is not None:  # on every worker, before any of them loads weights
         return {"error": first}
     built: tuple[Any, dict[str, Any]] | None = None
     try:
-        built = build(job)
+        with naming_full_disk(job.output_dir):
+            built = build(job)
     except AlpacaRayError as caught:
         error = caught
-    first = _first_error(error)
+    first = first_error(error)
     if first is not None or built is None:
         return {"error": first}
     trainer, extras = built
-    if trainer.args.process_index == 0:
-        background.sweep(Path(job.output_dir))
-        for name in (progress.METRICS_FILE, progress.SAMPLES_FILE):
-            progress.rewind(Path(job.output_dir), extras["step"] if extras["resume"] else -1, name)
     try:
+        if trainer.args.process_index == 0:
+            background.sweep(Path(job.output_dir))
+            for name in (progress.METRICS_FILE, progress.SAMPLES_FILE):
+                progress.rewind(Path(job.output_dir), extras["step"] if extras["resume"] else -1, name)
         return _train(job, trainer, extras)
     except AlpacaRayError as caught:  # raised on every worker alike; starting anew would end the same way
         return {"error": caught}
+    except Exception as caught:
+        full = cannot_be_written(caught, job.output_dir)
+        if full is None:
+            raise
+        if trainer.args.world_size == 1:
+            return {"error": full}
+        raise full from caught  # on this worker alone: Ray Train must end those that wait for it
     finally:
         trainer.finish_writing()
+        board.close(trainer)
 
 
 def _train(job: Job, trainer: Any, extras: dict[str, Any]) -> dict[str, Any]:
@@ -90,29 +99,21 @@ def _train(job: Job, trainer: Any, extras: dict[str, Any]) -> dict[str, Any]:
 def _save(job: Job, trainer: Any, output: Path) -> None:
     """Publish the trained weights; every worker takes part, since sharded weights are gathered, and rank 0 writes."""
     last = "adapter_config.json" if job.plan.mode == "lora" else "config.json"
+    error: AlpacaRayError | None = None
     if trainer.args.process_index != 0:
         trainer.save_model(str(output))  # takes part in the gathering; only the process that may save writes
-        _barrier()
-        return
-    trainer.model.config.use_cache = True  # a reader of config.json is going to generate
-    with publish.publish_files(output, last) as staging:
-        trainer.save_model(str(staging))
-        for name in ("training_args.bin", "README.md"):  # the settings stand in readable form beside the model
-            (staging / name).unlink(missing_ok=True)
-        if job.template_used:  # a model that only saw chats is served with its chat template
-            (staging / publish.TEMPLATE_FILE).write_text(job.template.to_json(), encoding="utf-8")
-    _barrier()
-
-
-def _first_error(error: AlpacaRayError | None) -> AlpacaRayError | None:
-    """Return the first worker's error, on every worker: one that failed must not leave the others waiting."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return error
-    errors: list[AlpacaRayError | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(errors, error)
-    return next((found for found in errors if found is not None), None)
-
-
-def _barrier() -> None:
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        dist.barrier()
+    else:
+        trainer.model.config.use_cache = True  # a reader of config.json is going to generate
+        try:
+            if not trainer.still_ours():
+                raise OutputError(f"{output}: another run has taken this folder over: no model was written")
+            with naming_full_disk(job.output_dir), publish.publish_files(output, last) as staging:
+                trainer.save_model(str(staging))
+                for name in ("training_args.bin", "README.md"):  # the settings stand in readable form beside the model
+                    (staging / name).unlink(missing_ok=True)
+                if job.template_used:  # a model that only saw chats is served with its chat template
+                    (staging / publish.TEMPLATE_FILE).write_text(job.template.to_json(), encoding="utf-8")
+        except AlpacaRayError as caught:
+            error = caught
+    if (first := first_error(error)) is not None:  # nobody goes on before it is there
+        raise first

@@ -88,7 +88,7 @@ class LoraLinear(torch.autograd.Function):
             mask = None
             seen = flat
             if rate > 0:
-                threshold = round(rate * _LEVELS)
+                threshold = min(round(rate * _LEVELS), _LEVELS - 1)  # at least one level is kept
                 mask = keep_mask(flat, threshold)
                 seen = flat * mask
                 scaling = scaling * _LEVELS / (_LEVELS - threshold)

@@ -82,8 +82,9 @@ class HeadLoss(torch.autograd.Function):
         """Scale what the forward pass found."""
         to_hidden, to_weight, to_bias = ctx.saved_tensors
         scale = gradients[0]
+        # In float32: a GPU would round a scale that lies on it to the type of the states, and bias all of them alike.
         return (
-            None if to_hidden is None else (to_hidden * scale).to(to_hidden.dtype),
+            None if to_hidden is None else (to_hidden.float() * scale).to(to_hidden.dtype),
             None if to_weight is None else to_weight.mul_(scale).to(ctx.types[0]),
             None if to_bias is None else to_bias.mul_(scale).to(ctx.types[1]),
             None,

@@ -10,7 +10,9 @@ from alpaca_ray.errors import ModelError
 from alpaca_ray.models import load_model
 from alpaca_ray.settings.train import TrainSettings
 from alpaca_ray.train.adapter import add_adapter
+from alpaca_ray.train.decoder import freeze_beside_text
 from alpaca_ray.train.plan import Plan
+from alpaca_ray.train.tokenizer import own_size
 
 
 def build_model(settings: TrainSettings, plan: Plan, tokenizer: Any, source: str) -> Any:
@@ -47,7 +49,8 @@ def build_model(settings: TrainSettings, plan: Plan, tokenizer: Any, source: str
         model.is_parallelizable = True
         model.model_parallel = True
     if plan.mode == "full":
-        grow_embeddings(model, len(tokenizer))
+        grow_embeddings(model, len(tokenizer), own=own_size(settings, source))
+        freeze_beside_text(model)
         return model
     if quantised:
         from peft import prepare_model_for_kbit_training
@@ -58,21 +61,28 @@ def build_model(settings: TrainSettings, plan: Plan, tokenizer: Any, source: str
     return add_adapter(settings, model)
 
 
-def grow_embeddings(model: Any, size: int) -> None:
-    """Grow input and output embeddings to ``size`` tokens; new rows are the mean of the old ones, as Stanford's."""
+def grow_embeddings(model: Any, size: int, *, own: int | None = None) -> None:
+    """Give ``size`` tokens a row each; rows of new tokens become the mean of the others, as Stanford's.
+
+    Args:
+        own: how many tokens the tokenizer came with. Many models have spare rows, which no training has seen: a token
+            that was added takes one of those.
+    """
     import torch
 
     weight = model.get_input_embeddings().weight
-    old = getattr(weight, "ds_shape", weight.shape)[0]
-    if size <= old:
+    rows = getattr(weight, "ds_shape", weight.shape)[0]
+    first = rows if own is None else min(own, rows)
+    if size <= first:
         return
-    model.resize_token_embeddings(size, mean_resizing=False)
+    if size > rows:
+        model.resize_token_embeddings(size, mean_resizing=False)
     with torch.no_grad():
         for embeddings in (model.get_input_embeddings(), model.get_output_embeddings()):
             weight = embeddings.weight
             with _writable(weight):
                 if weight.numel():  # under ZeRO-3 every worker takes part, and the first one's values count
-                    weight[old:] = weight[:old].mean(dim=0, keepdim=True)
+                    weight[first:size] = weight[:first].mean(dim=0, keepdim=True)
 
 
 def _writable(weight: Any) -> AbstractContextManager[Any]:

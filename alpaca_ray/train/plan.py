@@ -11,6 +11,7 @@ from alpaca_ray.errors import SettingsError
 from alpaca_ray.settings.dialects import LORA_FLAGS
 from alpaca_ray.settings.train import TrainSettings
 from alpaca_ray.settings.training_arguments import RETIRED
+from alpaca_ray.train import options
 from alpaca_ray.train.modes import check_modes
 from alpaca_ray.train.split import split_batch
 
@@ -81,6 +82,10 @@ def make_plan(
         tf32 = None
     fsdp = bool(settings.fsdp.strip())
     check_modes(settings, use_gpu=use_gpu)
+    options.check_noise(settings)
+    options.check_sharded_optimiser(settings)
+    warnings += options.pages_nothing(settings, use_gpu=use_gpu)
+    warnings += options.one_group(settings)
     for name in sorted(settings.training_arguments.keys() & RETIRED):
         warnings.append(f"--{name} has no effect: TrainingArguments no longer has it")
     split = split_batch(settings, begun_with=begun_with, may_be_uneven=may_be_uneven)

@@ -16,6 +16,8 @@ import torch
 import torch.distributed as dist
 from transformers import TrainerCallback
 
+from alpaca_ray.train.agree import alone
+
 # Ray looks for machines that are about to go every five seconds; to ask much more often would only cost time.
 _EVERY_SECONDS = 2.0
 # Before the machine goes, what was learnt since the warning is saved, too.
@@ -81,6 +83,6 @@ class Survival(TrainerCallback):
         since, self._looked_at = self._looked_at, (step, now)
         seconds = (now - since[1]) / (step - since[0]) if since else _EVERY_SECONDS
         both = torch.tensor([seconds, float(closing)], dtype=torch.float64)
-        if dist.is_initialized() and dist.get_world_size() > 1:
+        if not alone():
             dist.all_reduce(both, op=dist.ReduceOp.MAX)
         return float(both[0]), bool(both[1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -25,35 +26,63 @@ Row = Mapping[str, Any]
 
 
 def read_metrics(folder: Path, name: str = METRICS_FILE) -> list[dict[str, Any]]:
-    """Return the rows of a run's ``metrics.jsonl`` (or its sibling); a last line that a crash cut off is left out."""
+    """Return the rows of a run's ``metrics.jsonl`` (or its sibling); a line that a crash cut off is left out."""
     path = folder / name
     if not path.is_file():
         return []
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break  # only an interrupted last write is ever incomplete
-    return rows
+    text = path.read_text(encoding="utf-8", errors="replace")
+    return [row for line in text.splitlines() if (row := _row_of(line)) is not None]
+
+
+def is_ours(samples: Path) -> bool:
+    """Whether a file of that name is ours, by its first row: it is a usual name for somebody's data, too."""
+    with samples.open(encoding="utf-8", errors="replace") as handle:
+        first = handle.readline()
+    return not first or set(_row_of(first) or ()) == {"step", "epoch", "worker", "ids"}
 
 
 def rewind(folder: Path, step: int, name: str = METRICS_FILE) -> list[dict[str, Any]]:
     """Drop the rows after ``step``, which a run that starts there will write again, and return the others.
 
-    Also drops a last line that a crash cut off: the next row would be glued to it.
+    Also drops lines that a crash cut off.
     """
     if not (folder / name).exists():
         return []
     rows = [row for row in read_metrics(folder, name) if row.get("step", 0) <= step]
-    write_atomic(folder / name, "".join(json.dumps(row) + "\n" for row in rows))
+    write_atomic(folder / name, "".join(_line(row) for row in rows))
     return rows
 
 
 def append(folder: Path, row: Row, name: str = METRICS_FILE) -> None:
-    """Append one row."""
-    with (folder / name).open("a", encoding="utf-8") as handle:
-        handle.write(json.dumps(row) + "\n")
+    """Append one row, whole beside those that other workers append.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    content = _line(row).encode()
+    descriptor = os.open(folder / name, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    try:
+        written = os.write(descriptor, content)
+        while written < len(content):  # a full disk takes a part, and refuses the next
+            written += os.write(descriptor, content[written:])
+    finally:
+        os.close(descriptor)
+
+
+def _line(row: Row) -> str:
+    """Return a row as JSON, which has no word for what is no number or has no end: null."""
+    finite = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in row.items()
+    }
+    return json.dumps(finite, allow_nan=False) + "\n"
+
+
+def _row_of(line: str | bytes) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) else None
 
 
 def format_row(row: Row) -> str:
@@ -61,9 +90,9 @@ def format_row(row: Row) -> str:
     total = row.get("total_steps")
     head = f"step {row.get('step', 0)}/{total}" if total else f"step {row.get('step', 0)}"
     parts = [head]
-    if "eval_loss" in row:
+    if row.get("eval_loss") is not None:
         parts.append(f"validation loss {row['eval_loss']:.4f}")
-    if "loss" in row:
+    if row.get("loss") is not None:
         parts.append(f"loss {row['loss']:.4f}")
     if "stopped" in row:
         parts.append(f"stopped: {row['stopped']}")
@@ -105,7 +134,8 @@ def follow(folder: Path, show: Callable[[str], None]) -> Iterator[None]:
         whole = fresh[: fresh.rfind(b"\n") + 1]
         seen += whole
         for line in whole.splitlines():
-            show(format_row(json.loads(line)))
+            if (row := _row_of(line)) is not None:
+                show(format_row(row))
 
     def watch() -> None:
         while not done.wait(_POLL_SECONDS):

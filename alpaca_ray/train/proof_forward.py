@@ -11,7 +11,8 @@ fifth of that in bfloat16. What sees a neighbour or sits at a wrong position is 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
 
@@ -26,6 +27,7 @@ from alpaca_ray.train.encode import IGNORE_INDEX, Sample
 # LLM.int8() rounds activations to 8 bits a row, too, and which columns it leaves out depends on the whole batch.
 ROUNDOFF = {"fp32": 2.0**-24, "tf32": 2.0**-11, "fp16": 2.0**-11, "bf16": 2.0**-8, "int8": 2.0**-7}
 _LENGTHS = (24, 17)  # tokens of the samples: short, so that it takes seconds, and unequal
+_WINDOW = 8  # tokens that a probe's sliding window spans at most: samples reach beyond it
 _LEAST_TOLERANCE = 1e-5
 
 
@@ -35,12 +37,38 @@ def tolerance(precision: str, layers: int) -> float:
 
 
 def probe_samples(dataset: Sequence[Sample]) -> list[Sample]:
-    """Return two short samples of the run's own."""
+    """Return two short samples of the run's own; one that is shorter still is repeated up to their length."""
     found = [dataset[number % len(dataset)] for number in range(len(_LENGTHS))]
     return [
-        {"input_ids": list(sample["input_ids"][:size]), "labels": list(sample["labels"][:size])}
+        {
+            "input_ids": [sample["input_ids"][place % len(sample["input_ids"])] for place in range(size)],
+            "labels": [sample["labels"][place % len(sample["labels"])] for place in range(size)],
+        }
         for sample, size in zip(found, _LENGTHS, strict=True)
     ]
+
+
+@contextmanager
+def short_windows(model: torch.nn.Module) -> Iterator[int]:
+    """Let sliding windows span less than the probe's samples for a while: a window that is not kept then shows.
+
+    Masks take the window from the configuration, attention functions from the layer; both are restored. Yields the
+    number of places that were changed.
+    """
+    owners: dict[int, Any] = {}
+    for part in model.modules():
+        for owner in (part, getattr(part, "config", None)):
+            window = vars(owner).get("sliding_window") if owner is not None and hasattr(owner, "__dict__") else None
+            if isinstance(window, int) and window > _WINDOW:
+                owners[id(owner)] = owner
+    kept = [(owner, owner.sliding_window) for owner in owners.values()]
+    try:
+        for owner, _ in kept:
+            owner.sliding_window = _WINDOW
+        yield len(kept)
+    finally:
+        for owner, window in kept:
+            owner.sliding_window = window
 
 
 def check_batches(

@@ -1,19 +1,17 @@
-"""Proofs about weights: that exactly those train which were asked for, that they move, and that a file holds them."""
+"""Proofs about weights: that exactly those train which were asked for, and that they move. Imports torch."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from alpaca_ray.errors import ModelError, TrainingError
-from alpaca_ray.export.weights import Weights, open_file, open_weights
-from alpaca_ray.train.bare import local, plain_name, whole
+from alpaca_ray.errors import TrainingError
+from alpaca_ray.train.bare import local, plain_name
+from alpaca_ray.train.decoder import beside_text, text_parameters
 
 ALL_LINEAR = "all-linear"
-ADAPTER_FILE = "adapter_model.safetensors"
 _SAMPLED = 1024  # values of a tensor that are looked at to see whether it moved
 
 
@@ -22,7 +20,8 @@ def check_trainable(model: torch.nn.Module, targets: Sequence[str] | None, *, ma
 
     Args:
         model: wrapped by peft where ``targets`` are given.
-        targets: names of the layers that get an adapter, or ``["all-linear"]``; None in full fine-tuning.
+        targets: names of the layers that get an adapter, or ``["all-linear"]``; None in full fine-tuning. Parts that
+            no text goes through (``decoder.beside_text``) train in neither.
         magnitudes: whether each adapter has a magnitude vector beside A and B (DoRA).
 
     Raises:
@@ -30,7 +29,8 @@ def check_trainable(model: torch.nn.Module, targets: Sequence[str] | None, *, ma
     """
     trained = {plain_name(name) for name, part in model.named_parameters() if part.requires_grad}
     if targets is None:
-        wanted = {plain_name(name) for name, _ in model.named_parameters()}
+        inside = text_parameters(model)
+        wanted = {plain_name(name) for name, part in model.named_parameters() if id(part) in inside}
     else:
         wanted = set(_adapter_names(model, targets, magnitudes))
     for names, what in ((wanted - trained, "is not trained and should be"), (trained - wanted, "is trained unasked")):
@@ -56,64 +56,50 @@ def check_optimiser(model: torch.nn.Module, optimiser: Any) -> None:
 
 
 class Movement:
-    """Whether any trained weight changed: a few values of each, remembered from before."""
+    """Which trained weights changed: a few values of each, remembered from before, and the adapters that were zero.
+
+    A LoRA adapter begins as a product with a matrix of zeros, and any gradient makes that another one: a layer whose
+    zeros stay has learnt nothing. It says nothing about the layers of experts, to which no token may have come.
+    """
 
     def __init__(self, model: torch.nn.Module) -> None:
         self._before = dict(_sampled(model))
+        adapters = {name for name, part in model.named_parameters() if part.requires_grad and ".lora_" in name}
+        self.zero = _zero(model, {name for name in adapters if "expert" not in name})
 
     def moved(self, model: torch.nn.Module) -> bool:
         """Whether a value that this worker holds is another one now."""
         return any(not torch.equal(values, self._before[name]) for name, values in _sampled(model))
 
-
-def check_adapter(model: torch.nn.Module, folder: Path, *, writes: bool) -> int:
-    """Prove that a folder's adapter file holds exactly the adapter in memory. Returns the number of tensors.
-
-    Args:
-        writes: whether this worker reads the file; the others only take part in gathering shards.
-
-    Raises:
-        TrainingError: a tensor is missing, too much, of another shape or value, or not finite.
-    """
-    named = [
-        (
-            plain_name(name)
-            .replace(".default.", ".")
-            .replace("lora_magnitude_vector.default", "lora_magnitude_vector"),
-            part,
-        )
-        for name, part in model.named_parameters()
-        if ".lora_" in name or ".modules_to_save.default." in name
-    ]
-    named = [(name.replace(".modules_to_save.", "."), part) for name, part in named]
-    expected = {name.removesuffix(".weight") if "magnitude_vector" in name else name: part for name, part in named}
-    return _compare(expected, folder / ADAPTER_FILE, lambda: open_file(folder / ADAPTER_FILE), writes=writes)
+    def idle(self, model: torch.nn.Module) -> set[str]:
+        """Return the tensors of ``zero``, those that were nothing but zeros on this worker, that still are."""
+        return _zero(model, self.zero)
 
 
-def check_model(model: torch.nn.Module, folder: Path, *, writes: bool) -> int:
-    """Prove that a folder's model files hold exactly the model in memory. Returns the number of tensors.
-
-    A weight that shares its storage with another (tied embeddings) may stand under either name.
+def idle_layer(zero: Sequence[set[str]], idle: Sequence[set[str]]) -> str | None:
+    """Return the first layer that learnt nothing where others did, None where all learnt or none.
 
     Args:
-        writes: as ``check_adapter``.
-
-    Raises:
-        TrainingError: as ``check_adapter``.
+        zero: for each worker, the adapter tensors that were zero before; one that is sharded is zero if all shards are.
+        idle: those that still are.
     """
-    expected = {plain_name(name): part for name, part in model.named_parameters(remove_duplicate=False)}
-    return _compare(expected, folder, lambda: open_weights(folder, flag="--output_dir"), writes=writes)
+    before, now = set.intersection(*zero), set.intersection(*idle)
+    if not now or now == before:
+        return None
+    return plain_name(min(now)).split(".lora_")[0].removeprefix("base_model.model.")
 
 
 def _adapter_names(model: Any, targets: Sequence[str], magnitudes: bool) -> Iterator[str]:
     base = model.get_base_model()
     head = base.get_output_embeddings()
+    head = getattr(head, "base_layer", head)
+    beside = tuple(f"{path}." for path in beside_text(model))
     adapted = [path for path, part in base.named_modules() if hasattr(part, "base_layer")]
     inside = tuple(f"{path}." for path in adapted)
     for path, part in base.named_modules():
         path = plain_name(path)
         layer = getattr(part, "base_layer", part)
-        if path.startswith(inside):
+        if path.startswith(inside) or f"{path}.".startswith(beside):
             continue
         linear = isinstance(layer, torch.nn.Linear) or type(layer).__name__ == "Conv1D"
         if list(targets) == [ALL_LINEAR]:
@@ -132,56 +118,12 @@ def _adapter_names(model: Any, targets: Sequence[str], magnitudes: bool) -> Iter
             yield f"{full}.lora_magnitude_vector.default.weight"
 
 
-def _compare(expected: dict[str, Any], place: Path, opened: Any, *, writes: bool) -> int:
-    """Hold tensors in memory, gathered one at a time, against those of files."""
-    there: Weights | None = None
-    fault = ""
-    if writes:
-        try:
-            there = opened()
-        except ModelError as error:
-            fault = str(error)
-    tied: dict[int, list[str]] = {}
-    for name, part in expected.items():
-        tied.setdefault(id(part), []).append(name)
-    count = 0
-    for part in {id(part): part for part in expected.values()}.values():
-        names = tied[id(part)]
-        with whole(part) as values:  # on every worker, also where a fault is known: the others wait in it
-            if there is None or fault:
-                continue
-            found = [name for name in names if name in there]
-            if not found:
-                fault = f"{place}: lacks {names[0]}, which was trained"
-            for name in found:
-                fault = fault or _difference(place, name, values, there)
-                count += 1
-    if there is not None and not fault:
-        extra = sorted(set(there) - expected.keys())
-        fault = f"{place}: holds {extra[0]}, which the model in memory does not have" if extra else ""
-    if fault:
-        raise TrainingError(f"what was saved is not what was trained: {fault}")
-    return count
-
-
-def _difference(place: Path, name: str, values: torch.Tensor, there: Weights) -> str:
-    try:
-        saved = there.read(name)
-    except ModelError as error:
-        return str(error)
-    if tuple(saved.shape) != tuple(values.shape):
-        return f"{place}: {name} has the shape {tuple(saved.shape)}, in memory {tuple(values.shape)}"
-    here = values.to(device="cpu", dtype=saved.dtype)  # a file may be of lower precision
-    if not torch.isfinite(saved).all():
-        return f"{place}: {name} holds values that are not finite"
-    if torch.equal(saved, here):
-        return ""
-    apart = (saved.double() - here.double()).abs().max().item()
-    return f"{place}: {name} differs from memory by up to {apart:.3g}"
-
-
 def _sampled(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     for name, part in model.named_parameters():
         if part.requires_grad:
             values = local(part).reshape(-1)
             yield name, values[:: max(1, values.numel() // _SAMPLED)].to("cpu", copy=True)
+
+
+def _zero(model: torch.nn.Module, names: set[str]) -> set[str]:
+    return {name for name, part in model.named_parameters() if name in names and not local(part).any()}

@@ -14,6 +14,9 @@ import ray.train
 import torch
 import torch.distributed as dist
 
+from alpaca_ray.errors import OutputError
+from alpaca_ray.train.agree import alone
+
 _EVERY_SECONDS = 5.0
 
 
@@ -23,11 +26,21 @@ class RareReports:
     def __init__(self) -> None:
         self._last = float("-inf")
 
-    def __call__(self, row: Mapping[str, Any]) -> None:
-        """Report ``row``, or leave it out."""
-        due = torch.tensor(int(time.monotonic() - self._last >= _EVERY_SECONDS))
-        if dist.is_initialized() and dist.get_world_size() > 1:
-            dist.all_reduce(due, op=dist.ReduceOp.MAX)
-        if due.item():
+    def __call__(self, row: Mapping[str, Any], error: OutputError | None = None) -> None:
+        """Report ``row``, or leave it out.
+
+        Args:
+            error: what kept this worker from writing it down.
+
+        Raises:
+            OutputError: some worker has one; raised on every worker.
+        """
+        both = torch.tensor([int(time.monotonic() - self._last >= _EVERY_SECONDS), int(error is not None)])
+        if not alone():
+            dist.all_reduce(both, op=dist.ReduceOp.MAX)
+        due, failed = both.tolist()
+        if failed:
+            raise error or OutputError("another worker cannot write into --output_dir any more")
+        if due:
             self._last = time.monotonic()
             ray.train.report(dict(row))

@@ -35,7 +35,7 @@ def lacking(nodes: Sequence[tuple[Node, int]], bundle: Mapping[str, float], work
     Args:
         nodes: each node's resources, and how many of its kind there are or may be started.
         bundle: what each worker reserves.
-        memory: bytes that a worker needs: on its GPU, or, without one, of the node.
+        memory: bytes that a worker needs: on each of its GPUs, or, without one, of the node.
     """
     lines = []
     for name, amount in bundle.items():
@@ -73,7 +73,7 @@ def _gpu_memory(nodes: Sequence[tuple[Node, int]], bundle: Mapping[str, float], 
     for node, count in nodes:
         kinds = [name.removeprefix(_TYPE) for name in node if name.startswith(_TYPE)]
         sizes = [_GPU_GIB[kind] * 1024**3 for kind in kinds if kind in _GPU_GIB]
-        if sizes and max(sizes) * bundle["GPU"] < memory:
+        if sizes and max(sizes) < memory:
             small += kinds
         else:
             places += _places(node, bundle) * count

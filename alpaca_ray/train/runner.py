@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 import time
 import uuid
@@ -14,19 +13,34 @@ import ray
 from alpaca_ray import cluster, manifest, models, storage
 from alpaca_ray.console import say, show_settings
 from alpaca_ray.errors import SettingsError
+from alpaca_ray.full_disk import naming_full_disk
 from alpaca_ray.machine import cores
 from alpaca_ray.prompts import load_template
 from alpaca_ray.records import Record, source_path, write_json
 from alpaca_ray.report.plots import save_loss_curve
 from alpaca_ray.settings.train import TrainSettings
-from alpaca_ray.train import arguments, background, claim, data, dry_run, finish, progress, publish, saved
+from alpaca_ray.train import (
+    arguments,
+    background,
+    chats,
+    claim,
+    data,
+    dry_run,
+    finish,
+    progress,
+    publish,
+    saved,
+    speed,
+    tf32,
+)
 from alpaca_ray.train import identity as run_identity
 from alpaca_ray.train.encode_ahead import encode_ahead
 from alpaca_ray.train.encoded import FOLDER as ENCODED_FOLDER
 from alpaca_ray.train.job import Job
 from alpaca_ray.train.launch import launch
 from alpaca_ray.train.plan import Plan, make_plan
-from alpaca_ray.train.restart import restart_point
+from alpaca_ray.train.restart import origin, restart_point, with_own_checkpoint
+from alpaca_ray.train.tokenizer import build_tokenizer
 
 
 def train(settings: TrainSettings) -> dict[str, Any] | None:
@@ -38,6 +52,7 @@ def train(settings: TrainSettings) -> dict[str, Any] | None:
     times = {"start": time.time()}
     models.check_model_name(settings.model_name, flag=settings.model_flag)
     template = load_template(settings.prompt_template)
+    settings = with_own_checkpoint(settings)
     restart_from = restart_point(settings)
     records = data.read_all(settings.data_path)
     training, heldout = data.split(records, settings.val_set_size, seed=settings.seed)
@@ -51,8 +66,9 @@ def train(settings: TrainSettings) -> dict[str, Any] | None:
     cluster.connect(minimum_cpus=max(2, min(wanted, 2 * cores())), show_workers=False)  # more would only wait in turn
     times["cluster"] = time.time()
     output = storage.resolve_output(settings.output_dir, several_nodes=cluster.node_count() > 1)
-    begun_with = run_identity.step_samples(output) if settings.resume else None
+    begun_with = run_identity.step_samples(claim.kept_in(output)) if settings.resume else None
     plan = make_plan(settings, has_gpus=cluster.has_gpus(), begun_with=begun_with, may_be_uneven=begun_with is not None)
+    plan = tf32.without(plan, cluster.node_kinds())
     arguments.check_trackers(plan.trackers)
     show_settings("train: settings", settings)
     for line in plan.lines():
@@ -67,6 +83,11 @@ def train(settings: TrainSettings) -> dict[str, Any] | None:
     # A worker has another working directory.
     cache_dir = str(Path(settings.cache_dir).expanduser().absolute()) if settings.cache_dir else None
     translated = arguments.translate(settings, plan, str(output), has_validation=bool(heldout))
+    if _needs_library_check(settings):
+        arguments.check(translated)
+    as_instructions = _chats_as_instructions(settings, records)
+    if as_instructions:
+        say(f"chats take the prompt template {settings.prompt_template}: the model's tokenizer has no chat template")
     if settings.dry_run:
         say(saved.resolved_yaml(settings))
         source = _model_source(settings.model_name)
@@ -75,11 +96,10 @@ def train(settings: TrainSettings) -> dict[str, Any] | None:
             say(line)
         say(f"dry run: nothing was loaded or written; output would go to {storage.location(output)}")
         return None
-    if _needs_library_check(settings):
-        arguments.check(translated)
-    if settings.model_name != models.EMBEDDED and not Path(settings.model_name).expanduser().is_dir():
-        # A hub id that nobody can reach.
-        models.load_config(settings.model_name, flag=settings.model_flag, cache_dir=cache_dir)
+    if settings.model_name != models.EMBEDDED:  # which is there, and packs
+        config = models.load_config(settings.model_name, flag=settings.model_flag, cache_dir=cache_dir)
+        for line in speed.not_packed(settings, plan, config.model_type):
+            say(line)
     bundle = _bundle(plan)
     least = plan.least_workers
     cluster.check_fits([bundle] * least, f"training with {least} worker{'s' if least > 1 else ''}")
@@ -88,7 +108,7 @@ def train(settings: TrainSettings) -> dict[str, Any] | None:
         settings=settings.model_copy(update={"cache_dir": cache_dir}),
         plan=plan,
         template=template,
-        template_used=any(not record.get("messages") for record in training),
+        template_used=as_instructions or any(not record.get("messages") for record in training),
         arguments=translated,
         output_dir=str(output),
         token=f"{publish.RAY_FOLDER}/claim-{uuid.uuid4().hex}",
@@ -98,11 +118,12 @@ def train(settings: TrainSettings) -> dict[str, Any] | None:
         model_source=_model_source(settings.model_name),
         times=times,
     )
-    identity = run_identity.identity(settings, plan, template, (training, heldout), job.model_source)
+    described = (settings, plan, template, (training, heldout), job.model_source)
+    identity = run_identity.identity(*described, origin(restart_from))
 
     def examine() -> None:
         if settings.resume:
-            run_identity.check_same_run(output, identity, heldout)
+            identity[run_identity.ORIGIN] = run_identity.check_same_run(output, identity, heldout)
 
     finished = _finished(output, settings, plan, len(training)) if settings.resume else None
     if finished:
@@ -111,9 +132,12 @@ def train(settings: TrainSettings) -> dict[str, Any] | None:
         say(f"{'adapter' if plan.mode == 'lora' else 'model'} saved to {storage.location(output)}")
         return finished
 
-    with claim.claimed(output, resume=settings.resume, overwrite=settings.overwrite, examine=examine):
+    with (
+        naming_full_disk(f"--output_dir {output}"),
+        claim.claimed(output, resume=settings.resume, overwrite=settings.overwrite, examine=examine),
+    ):
         if settings.resume or restart_from:
-            newest = publish.newest_checkpoint(output) or restart_from
+            newest = publish.resume_point(output, say) or restart_from
             none_yet = f"no checkpoint in {output} yet: starting from the beginning"
             say(f"Restarting from {newest}" if newest else none_yet)
         _prepare(job, output, identity, heldout)
@@ -125,14 +149,12 @@ def train(settings: TrainSettings) -> dict[str, Any] | None:
 
 
 def _finished(output: Path, settings: TrainSettings, plan: Plan, samples: int) -> dict[str, Any] | None:
-    """Return a folder's ``run.json`` where its run has taken all the steps that are asked for."""
+    """Return a folder's ``run.json`` where its run has taken all steps that are asked for, and its model is there."""
     content = manifest.read_manifest(output)
     if content is None or content.get("stage") != "train":
         return None
-    steps = settings.max_steps
-    if steps < 1:
-        steps = math.ceil(settings.num_train_epochs * math.ceil(samples / plan.step_samples))
-    return content if content.get("steps", 0) >= steps else None
+    enough = content.get("steps", 0) >= dry_run.total_steps(settings, plan, samples)
+    return content if enough and finish.is_there(output, content) else None
 
 
 def _prepare(job: Job, output: Path, identity: dict[str, Any], heldout: list[Record]) -> None:
@@ -143,7 +165,8 @@ def _prepare(job: Job, output: Path, identity: dict[str, Any], heldout: list[Rec
     shutil.rmtree(ray_folder, ignore_errors=True)  # Ray Train's own bookkeeping of an earlier attempt; ours resumes
     ray_folder.mkdir()
     (output / job.token).touch()
-    storage.write_atomic(output / publish.SETTINGS_FILE, saved.given_yaml(job.settings))
+    begun_from = identity[run_identity.ORIGIN]
+    storage.write_atomic(output / publish.SETTINGS_FILE, saved.given_yaml(job.settings, begun_from=begun_from))
     storage.write_atomic(output / data.HELDOUT_FILE, write_json([record["id"] for record in heldout]))
     run_identity.write(output, identity)
 
@@ -194,6 +217,13 @@ def _finish(job: Job, result: dict[str, Any], output: Path) -> dict[str, Any]:
 def _model_source(name: str) -> str:
     path = Path(name).expanduser()
     return str(path.resolve()) if name != models.EMBEDDED and path.is_dir() else name
+
+
+def _chats_as_instructions(settings: TrainSettings, records: list[Record]) -> bool:
+    """Whether there are chats and the model's tokenizer has no chat template; it is loaded only where there are."""
+    if not any(record.get("messages") for record in records):
+        return False
+    return not chats.has_template(build_tokenizer(settings, _model_source(settings.model_name)))
 
 
 def _needs_library_check(settings: TrainSettings) -> bool:

@@ -13,6 +13,7 @@ from transformers import TrainerCallback
 
 from alpaca_ray.errors import TrainingError
 from alpaca_ray.train import progress, publish
+from alpaca_ray.train.agree import alone
 
 _NAMED = 8  # sample ids that the message gives; metrics.jsonl has all of them
 
@@ -85,7 +86,7 @@ class Sentinel(TrainerCallback):
 
     def _agree(self, step: int) -> int:
         """Return the earliest step above 0 that any worker names, or 0."""
-        if not dist.is_initialized() or dist.get_world_size() == 1:
+        if alone():
             return step
         never = torch.iinfo(torch.int64).max
         found = torch.tensor(step or never, dtype=torch.int64, device=self.trainer.args.device)

@@ -17,11 +17,11 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-FOLDER = "sharded"
+from alpaca_ray.train.whole import SHARDED_FOLDER as FOLDER
 
 
 def is_sharded(checkpoint: Path) -> bool:
-    """Whether a checkpoint holds sharded state."""
+    """Whether a checkpoint holds sharded state of ours."""
     return (checkpoint / FOLDER).is_dir()
 
 

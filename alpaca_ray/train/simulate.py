@@ -9,8 +9,9 @@ counts. Imports torch.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,10 +22,15 @@ from torch.utils._pytree import tree_leaves
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from alpaca_ray.train.attention import by_sample, lowered, own_masks
 from alpaca_ray.train.loss import head_of, loss_in_head
 
 _GRAIN = 512
-_UNMASKED = "alpaca_simulated"
+_NAME = "alpaca_simulated"
+
+# How the samples of a batch are kept apart: by ``train/attention.py``, with or without its GPU kernel; by flash
+# attention's package; by the model's own attention, with a mask of the whole row, or of what is padding.
+Attention = Literal["own", "own kernel", "kernel", "mask", "padding"]
 
 
 @dataclass(frozen=True)
@@ -82,7 +88,8 @@ def simulate(
     rows: int,
     tokens: int,
     learnt: int,
-    mask: Literal["none", "blocks", "padding"],
+    lengths: Sequence[int],
+    attention: Attention,
     autocast: torch.dtype | None,
     checkpointing: bool,
     accumulates: bool,
@@ -93,16 +100,14 @@ def simulate(
         model: a causal language model, adapter included; with the types that its weights have in the run.
         rows, tokens: shape of the batch; a packed one has one row.
         learnt: positions for which the head is computed.
-        mask: ``none`` in a packed row whose borders go beside it, ``blocks`` in one of a family that needs them as a
-            mask, ``padding`` in a padded batch.
+        lengths: tokens of each sample of a packed row.
+        attention: how its samples are kept apart.
         autocast: the type of the products, where it is not the weights'.
         checkpointing: whether activations are computed again in the backward pass.
         accumulates: whether gradients of an earlier pass are there already.
     """
-    if mask == "none":  # transformers makes one where it cannot look at values
-        AttentionInterface.register(_UNMASKED, sdpa_attention_forward)
-        AttentionMaskInterface.register(_UNMASKED, lambda *_, **__: None)
-        model.set_attn_implementation(_UNMASKED)
+    if attention not in ("mask", "padding"):  # the library would make a mask where it cannot look at values
+        _replace_attention(model, lengths, attention)
     fakes = FakeTensorMode()
     values = _make_fake(model, fakes)
     model.train()
@@ -110,7 +115,8 @@ def simulate(
         model.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     trained = [part for part in model.parameters() if part.requires_grad]
-    with fakes, Ledger() as ledger:
+    trims = "logits_to_keep" in inspect.signature(base.forward).parameters
+    with own_masks(), fakes, Ledger() as ledger:
         for value in values:
             ledger.add(value)
         weights = ledger.now
@@ -118,23 +124,56 @@ def simulate(
             "input_ids": torch.zeros(rows, tokens, dtype=torch.long),
             "position_ids": torch.arange(tokens).expand(rows, tokens),
         }
-        if mask == "blocks":
-            batch["attention_mask"] = torch.ones(1, 1, tokens, tokens, dtype=torch.bool)
-        elif mask == "padding":
+        if attention == "mask":
+            adds = base.config._attn_implementation == "eager"  # which adds it to the scores
+            kind = base.get_input_embeddings().weight.dtype if adds else torch.bool
+            batch["attention_mask"] = torch.ones(1, 1, tokens, tokens, dtype=kind)
+        elif attention == "padding":
             batch["attention_mask"] = torch.ones(rows, tokens, dtype=torch.long)
         keep, targets = torch.arange(learnt), torch.zeros(rows, learnt, dtype=torch.long)
-        head = head_of(base)
+        if trims:
+            batch["logits_to_keep"] = keep
+        head = head_of(base) if trims else None
         cast = torch.autocast("cpu", dtype=autocast) if autocast else contextlib.nullcontext()
         for _ in range(2 if accumulates else 1):
             before, ledger.peak = ledger.now, ledger.now
             with cast, _loss(base, head, targets):
-                result = model(**batch, logits_to_keep=keep).logits
+                result = model(**batch).logits
             if head is None:
+                result = result if trims else result[:, keep]
                 result = torch.nn.functional.cross_entropy(result.float().flatten(0, 1), targets.flatten())
             result.backward()
             del result
         gradients = sum(part.grad.untyped_storage().nbytes() for part in trained if part.grad is not None)
         return Step(weights, gradients, ledger.peak - before)
+
+
+def _replace_attention(model: Any, lengths: Sequence[int], attention: Attention) -> None:
+    """Give the model what takes a packed row's memory without looking at its borders, which are values."""
+
+    def attend(
+        module: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        _: torch.Tensor | None,
+        *,
+        scaling: float | None = None,
+        dropout: float = 0.0,
+        sliding_window: int | None = None,
+        softcap: float | None = None,
+        **__: Any,
+    ) -> tuple[torch.Tensor, None]:
+        query, key, value = lowered(query, key, value)
+        scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+        if attention == "kernel" or (attention == "own kernel" and softcap is None and not dropout):
+            # torch's kernel over the whole row keeps as much as one that knows the borders.
+            return sdpa_attention_forward(module, query, key, value, None, dropout=dropout, scaling=scaling)
+        return by_sample(query, key, value, lengths, scaling, dropout, sliding_window, softcap), None
+
+    AttentionInterface.register(_NAME, attend)
+    AttentionMaskInterface.register(_NAME, lambda *_, **__: None)
+    model.set_attn_implementation(_NAME)
 
 
 @contextlib.contextmanager

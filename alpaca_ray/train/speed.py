@@ -10,6 +10,7 @@ from alpaca_ray.settings.train import TrainSettings
 from alpaca_ray.train.collate import Packing, packing_of
 from alpaca_ray.train.plan import Plan
 
+_OWN = "alpaca_packed"  # the name in train/attention.py, which imports torch
 # The packages that transformers' names stand for.
 FLASH_PACKAGES = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}
 
@@ -24,21 +25,42 @@ def prepare(model: Any, settings: TrainSettings, plan: Plan) -> Packing:
         SettingsError: the attention asked for is not installed, needs a GPU, or is not in this model.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    choice = choose_attention(settings.attn_implementation, plan)
-    packing: Packing = "none"
-    if choice is not None:
-        _set(base, choice)
-    elif settings.packing and packing_of(base.config.model_type, "alpaca_packed") == "borders":
+    choice, packing = attention_of(settings, plan, base.config.model_type)
+    if choice == _OWN:
         from alpaca_ray.train import attention
 
         attention.install(base)
-    if settings.packing:
-        packing = packing_of(base.config.model_type, base.config._attn_implementation)
+    elif choice is not None:
+        set_attention(base, choice)
     if plan.mode == "lora" and settings.fused_lora and not plan.fsdp and not settings.deepspeed:
         from alpaca_ray.train import lora
 
         lora.fuse(model)
     return packing
+
+
+def attention_of(settings: TrainSettings, plan: Plan, model_type: str) -> tuple[str | None, Packing]:
+    """Return the name of the attention (None: as the library chooses), and how samples are kept apart. Pure.
+
+    Raises:
+        SettingsError: the attention asked for cannot run here.
+    """
+    choice = choose_attention(settings.attn_implementation, plan)
+    if choice is None and settings.packing and packing_of(model_type, _OWN) == "borders":
+        choice = _OWN
+    return choice, packing_of(model_type, choice) if settings.packing else "none"
+
+
+def not_packed(settings: TrainSettings, plan: Plan, model_type: str) -> list[str]:
+    """Return a line that says so where samples cannot be packed although they should be; else none. Pure."""
+    if not settings.packing or attention_of(settings, plan, model_type)[1] != "none":
+        return []
+    asked = settings.attn_implementation
+    which = "" if asked == "auto" else f" with --attn_implementation {asked}"
+    return [
+        "warning: samples are padded, not packed: no way to keep those of one row apart is known for "
+        f"{model_type} models{which}; --group_by_length pads less"
+    ]
 
 
 def choose_attention(asked: str, plan: Plan) -> str | None:
@@ -63,7 +85,12 @@ def choose_attention(asked: str, plan: Plan) -> str | None:
     return asked
 
 
-def _set(base: Any, name: str) -> None:
+def set_attention(base: Any, name: str) -> None:
+    """Give a model one of the library's ways of attention.
+
+    Raises:
+        SettingsError: it is not installed, or not in this model.
+    """
     try:
         base.set_attn_implementation(name)
     except (ValueError, ImportError) as error:

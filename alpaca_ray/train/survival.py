@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from transformers import Trainer
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import set_seed
 
-from alpaca_ray.errors import AlpacaRayError
-from alpaca_ray.train import checkpoints, snapshot
+from alpaca_ray.errors import OutputError
+from alpaca_ray.train import agree, checkpoints, reading, snapshot
 from alpaca_ray.train.background import Background
 from alpaca_ray.train.sharded import ShardedState, is_sharded
 
@@ -88,11 +87,11 @@ class SurvivingTrainer(Trainer):
         if self._pending is None:
             return
         status = _RUNNING if self._background.busy else _FAILED if self._background.error else _DONE
-        least, most = _extremes(status)
+        least, most = agree.extremes(status)
         if most == _FAILED:
             self._pending = None
             self._background.wait()
-            raise _first(self._background.error)
+            raise agree.first_error(self._background.error) or OutputError(f"{self.args.output_dir}: cannot be written")
         if least == _DONE:
             checkpoint, self._pending = self._pending, None
             self.on_checkpoint(checkpoint)
@@ -151,7 +150,10 @@ class SurvivingTrainer(Trainer):
         return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
 
     def _init_training_state(self, max_steps: int, *rest: Any) -> tuple[int, int]:
+        resume = rest[2] if len(rest) > 2 else None
         found: tuple[int, int] = super()._init_training_state(max_steps, *rest)
+        if resume:
+            reading.repoint_best(self.state, Path(resume), Path(self.args.output_dir), self.args.load_best_model_at_end)
         # How often to log, validate and save is this command's, not what the checkpoint was written under.
         self.state.compute_steps(self.args, max_steps)
         return found
@@ -170,48 +172,43 @@ class SurvivingTrainer(Trainer):
         workers = self.args.world_size
         names = {snapshot.random_state_name(rank, workers) for rank in range(workers)}
         if {path.name for path in Path(checkpoint).glob("rng_state*.pth")} == names:
-            super()._load_rng_state(checkpoint)
+            with reading.checkpoint(checkpoint):
+                super()._load_rng_state(checkpoint)
         else:
             set_seed(self.args.seed + 1_000_003 * (self.state.global_step + 1) + self.args.process_index)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        if is_sharded(Path(resume_from_checkpoint)) and self.is_fsdp_enabled:
-            self._sharded().load_weights(Path(resume_from_checkpoint))
-        else:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        with reading.checkpoint(resume_from_checkpoint):
+            if is_sharded(Path(resume_from_checkpoint)) and self.is_fsdp_enabled:
+                self._sharded().load_weights(Path(resume_from_checkpoint))
+            else:
+                super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        super()._issue_warnings_after_load(load_result)
+        reading.check_loaded(self.model, load_result.missing_keys, load_result.unexpected_keys)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is None or not (is_sharded(Path(checkpoint)) and self.is_fsdp_enabled):
-            super()._load_optimizer_and_scheduler(checkpoint)
-            return
-        self._sharded().load_optimizer(Path(checkpoint))
-        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / "scheduler.pt", weights_only=True))
+        with reading.checkpoint(checkpoint):
+            if checkpoint is None or not (is_sharded(Path(checkpoint)) and self.is_fsdp_enabled):
+                super()._load_optimizer_and_scheduler(checkpoint)
+                return
+            self._sharded().load_optimizer(Path(checkpoint))
+            self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / "scheduler.pt", weights_only=True))
 
     def _load_best_model(self) -> None:
         best = Path(str(self.state.best_model_checkpoint))
-        if is_sharded(best) and self.is_fsdp_enabled:
-            self._sharded().load_weights(best)
-        else:
-            super()._load_best_model()
+        with reading.checkpoint(best):
+            if is_sharded(best) and self.is_fsdp_enabled:
+                self._sharded().load_weights(best)
+            else:
+                super()._load_best_model()
 
     def _finalize_training(self, *options: Any) -> Any:
         self.settle_checkpoint()
-        return super()._finalize_training(*options)
-
-
-def _extremes(status: int) -> tuple[int, int]:
-    """Return the least and the largest status of all workers."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return status, status
-    both = torch.tensor([-status, status])
-    dist.all_reduce(both, op=dist.ReduceOp.MAX)
-    return -int(both[0].item()), int(both[1].item())
-
-
-def _first(error: AlpacaRayError | None) -> AlpacaRayError:
-    """Return the first worker's error, on every worker."""
-    errors: list[AlpacaRayError | None] = [error]
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        errors = [None] * dist.get_world_size()
-        dist.all_gather_object(errors, error)
-    return next(found for found in errors if found is not None)
+        # Beside a best checkpoint and with a limit of 1, Trainer would delete the newest, from which a resume goes on.
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            return super()._finalize_training(*options)
+        finally:
+            self.args.save_total_limit = limit

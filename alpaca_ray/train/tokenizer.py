@@ -28,6 +28,11 @@ def build_tokenizer(settings: TrainSettings, source: str) -> Any:
     return tokenizer
 
 
+def own_size(settings: TrainSettings, source: str) -> int:
+    """Return how many tokens the tokenizer at ``source`` has before any is added."""
+    return len(load_tokenizer(source, flag=settings.model_flag, cache_dir=settings.cache_dir))
+
+
 def padding(settings: TrainSettings, tokenizer: Any) -> tuple[int, str]:
     """Return the padding id and side: 0 on the left in Alpaca-LoRA's dialect, else the tokenizer's own on the right."""
     if settings.spoken == "Alpaca-LoRA":

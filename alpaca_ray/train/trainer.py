@@ -16,6 +16,7 @@ from alpaca_ray.train.encode import IGNORE_INDEX, Sample
 from alpaca_ray.train.encoded import lengths_of
 from alpaca_ray.train.evaluating import evaluating
 from alpaca_ray.train.loss import head_of, loss_in_head
+from alpaca_ray.train.noise import EmbeddingNoise
 from alpaca_ray.train.order import Batches
 from alpaca_ray.train.survival import SurvivingTrainer
 from alpaca_ray.train.wrapping import correct_accelerator
@@ -47,6 +48,8 @@ class AlpacaTrainer(SurvivingTrainer):
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         self._base = base
         self._trims_head = "logits_to_keep" in inspect.signature(base.forward).parameters
+        self.fuses_loss = True  # where the head allows; the proofs take it back where the logits are not the head's
+        self._spread = len(set((getattr(base, "hf_device_map", None) or {}).values())) > 1
         self._group_by_length = group_by_length
         self._step_samples = step_samples or (
             args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
@@ -63,6 +66,10 @@ class AlpacaTrainer(SurvivingTrainer):
             callbacks=callbacks,
         )
         self.remove_callback(PrinterCallback)
+        self.neftune_noise_alpha = None  # its own hook takes a packed row for one sample
+        self._noise = EmbeddingNoise(base, args.neftune_noise_alpha) if args.neftune_noise_alpha else None
+        if self._noise:
+            self.add_callback(self._noise)
         # Both make Trainer count the learnt tokens of a step over all workers and pass the number to compute_loss.
         self.model_accepts_loss_kwargs = True
         self._loss_shifts_labels = True
@@ -131,6 +138,10 @@ class AlpacaTrainer(SurvivingTrainer):
             loss = loss * self.accelerator.num_processes  # the exchange of gradients takes the mean over workers
         return (loss, outputs) if return_outputs else loss
 
+    def loss_head(self) -> torch.nn.Linear | None:
+        """Return the head in which the loss is computed, or None where the loss is taken of the model's logits."""
+        return head_of(self._base) if self._trims_head and self.fuses_loss and not self._spread else None
+
     def _token_loss(self, model: Any, inputs: Batch) -> tuple[torch.Tensor, torch.Tensor, Any]:
         """Return the summed loss, the number of learnt tokens, and the model's outputs.
 
@@ -138,19 +149,27 @@ class AlpacaTrainer(SurvivingTrainer):
         with the loss (``outputs.logits`` is the loss then) where it is a plain linear layer.
         """
         inputs = dict(inputs)
+        if self._noise:
+            self._noise.see(inputs)
         targets = inputs.pop("labels")[:, 1:]
         learnt = targets != IGNORE_INDEX
         keep = learnt.any(dim=0).nonzero().flatten()
-        if keep.numel() == 0:
+        if keep.numel() == 0:  # every worker must go through the model; a single token has nothing that follows
             keep = torch.zeros(1, dtype=torch.long, device=targets.device)
+            targets = torch.full((len(targets), 1), IGNORE_INDEX, device=targets.device)
+        else:
+            targets = targets[:, keep]
         smoothing = self.args.label_smoothing_factor if model.training else 0.0
-        targets = targets[:, keep]
-        head = head_of(self._base) if self._trims_head else None
+        head = self.loss_head()
         if head is not None:
             with loss_in_head(self._base, head, targets, smoothing):
                 outputs = model(**inputs, logits_to_keep=keep)
             return outputs.logits, learnt.sum(), outputs
-        if self._trims_head:
+        if self._trims_head and self._spread:  # positions on the first GPU are no index of states on the last one
+            first = int(keep[0])
+            outputs = model(**inputs, logits_to_keep=inputs["input_ids"].shape[1] - first)
+            logits = outputs.logits[:, (keep - first).to(outputs.logits.device)]
+        elif self._trims_head:
             outputs = model(**inputs, logits_to_keep=keep)
             logits = outputs.logits
         else:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+import torch
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy
 
 
 def correct_accelerator(trainer: Any) -> None:
@@ -13,7 +16,7 @@ def correct_accelerator(trainer: Any) -> None:
 
     On the CPU accelerate does not take an FSDP or DeepSpeed plugin and would silently fall back to DDP, while both run
     over gloo. The model of a single worker it would wrap in DDP, which exchanges gradients with nobody, and refuses one
-    that is spread over several GPUs.
+    that is spread over several GPUs. Under FSDP it would round the loss.
     """
     arguments, accelerator = trainer.args, trainer.accelerator
     if arguments.deepspeed_plugin is not None:
@@ -22,6 +25,7 @@ def correct_accelerator(trainer: Any) -> None:
     elif arguments.fsdp_plugin_args is not None:
         if arguments.use_cpu:
             _enable_fsdp(trainer)
+        _keep_sums_wide(accelerator.state.fsdp_plugin)
     elif accelerator.num_processes == 1:
         _set_distributed_type(accelerator, DistributedType.NO)
 
@@ -53,9 +57,22 @@ def _enable_fsdp(trainer: Any) -> None:
     plugin = FullyShardedDataParallelPlugin(**trainer.args.fsdp_plugin_args)
     if trainer.args.mixed_precision != "no":
         plugin.set_mixed_precision(trainer.args.mixed_precision)
+    if isinstance(plugin.cpu_offload, CPUOffloadPolicy):
+        plugin.cpu_offload = CPUOffloadPolicy(pin_memory=False)  # pinned for a GPU, which is not there
     trainer.accelerator.state.fsdp_plugin = plugin
     trainer.is_fsdp_enabled = True
     _set_distributed_type(trainer.accelerator, DistributedType.FSDP)
+
+
+def _keep_sums_wide(plugin: Any) -> None:
+    """Let FSDP2 hand the loss on as it is, and add gradients up in float32, as DDP does.
+
+    accelerate makes both as narrow as the products. The summed loss of a batch would be rounded to 8 bits in bfloat16,
+    and be infinite in float16 from 65,520 on; gradients would lose bits with each micro-batch and worker.
+    """
+    policy = plugin.mixed_precision_policy
+    if isinstance(policy, MixedPrecisionPolicy):
+        plugin.mixed_precision_policy = replace(policy, reduce_dtype=torch.float32, output_dtype=None)
 
 
 def _set_distributed_type(accelerator: Any, kind: DistributedType) -> None:

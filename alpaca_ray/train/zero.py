@@ -33,7 +33,7 @@ def complete(config: dict[str, Any], path: str, expected: Mapping[str, tuple[str
     zero = config.get("zero_optimization")
     stage = zero.get("stage") if isinstance(zero, dict) else None
     if not isinstance(zero, dict) or isinstance(stage, bool) or stage not in (0, 1, 2, 3):
-        raise SettingsError(f"--deepspeed {path}: zero_optimization.stage must be 1, 2 or 3, and is {stage!r}")
+        raise SettingsError(f"--deepspeed {path}: zero_optimization.stage must be 0, 1, 2 or 3, and is {stage!r}")
     if stage == 3:
         if zero.get(_GATHER, True) is not True:
             raise SettingsError(

@@ -71,6 +71,7 @@ def submit(head: tuple[str, dict[str, str]], *arguments: str) -> subprocess.Comp
     return subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=420)
 
 
+@pytest.mark.slow
 def test_an_uploaded_working_dir_keeps_its_result(head: tuple[str, dict[str, str]]) -> None:
     train = ["python", "jobs/train.py", "--max_steps", "4", "--output_dir", "./out"]
     done = submit(head, "--working-dir", ".", "--", *train)

@@ -96,6 +96,7 @@ def test_a_rate_limit_is_shared_by_eight_clients(ray_cluster: None, tmp_path: Pa
     assert metrics["errors"] == {}
 
 
+@pytest.mark.slow
 def test_two_runs_share_a_limit(ray_cluster: None, tmp_path: Path) -> None:
     """Two jobs, each with a cluster of its own, against one teacher."""
     job = Path(__file__).parents[2] / "jobs" / "generate.py"

@@ -1,15 +1,23 @@
-"""Bad input to jobs/train.py, as a user meets it: one line, exit code 2, no output folder."""
+"""Bad input to jobs/train.py, as a user meets it: one line, exit code 2, no output folder; and what is taken."""
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import alpaca_ray
+from alpaca_ray.errors import OutputError, SettingsError, TrainingError
+from alpaca_ray.settings.cli import parse_settings
+from alpaca_ray.settings.train import TrainSettings
+from alpaca_ray.train import claim, whole
+from alpaca_ray.train.job import Job
 
 JOB = Path(alpaca_ray.__file__).parent.parent / "jobs" / "train.py"
 
@@ -72,3 +80,108 @@ def test_help_is_complete_and_needs_no_heavy_import(tmp_path: Path) -> None:
         "--dry_run",
     ):
         assert flag in done.stdout
+
+
+class Launches:
+    """What the driver hands to the workers, kept in their place; the folder is kept as a kill would leave it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        from alpaca_ray.train import runner
+
+        self.jobs: list[Job] = []
+        self.left: Path | None = None
+        self._train = runner.train
+        monkeypatch.setattr(runner, "launch", self._launch)
+
+    def _launch(self, job: Job, bundle: dict[str, float]) -> dict[str, Any]:
+        self.jobs.append(job)
+        if self.left:
+            claim.settle(Path(job.output_dir))
+            shutil.copytree(job.output_dir, self.left)
+        raise TrainingError("launched")
+
+    def __call__(self, *flags: object) -> Job:
+        with pytest.raises(TrainingError, match=r"^launched$"):
+            self.refused(*flags)
+        return self.jobs[-1]
+
+    def refused(self, *flags: object) -> None:
+        given = ["--val_set_size", "0", *map(str, flags)]
+        self._train(parse_settings(TrainSettings, given, description="test"))
+
+
+def checkpoint(folder: Path) -> Path:
+    """A folder that counts as a whole checkpoint."""
+    folder.mkdir(parents=True)
+    for name in ("adapter_model.safetensors", "optimizer.pt", "scheduler.pt"):
+        (folder / name).write_text("content")
+    (folder / "trainer_state.json").write_text('{"global_step": 1}')
+    whole.write_list(folder)
+    return folder
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_run_killed_before_its_first_checkpoint_is_resumed_from_where_it_began(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launched = Launches(monkeypatch)
+    begin, folder = checkpoint(tmp_path / "begin"), tmp_path / "killed"
+    launched.left = folder
+    job = launched("--output_dir", tmp_path / "out", "--resume_from_checkpoint", begin)
+    assert job.restart_from == str(begin)
+    launched.left = None
+    with pytest.raises(OutputError, match=f"give --resume_from_checkpoint {begin} too"):
+        launched.refused("--output_dir", folder, "--resume")
+    assert launched("--output_dir", folder, "--resume", "--resume_from_checkpoint", begin).restart_from == str(begin)
+    assert launched("--config", folder / "train_settings.yaml", "--output_dir", folder, "--resume").restart_from
+    with pytest.raises(OutputError, match=r"--learning_rate: 0\.0005 there, 0\.01 now"):
+        launched.refused("--output_dir", folder, "--resume", "--resume_from_checkpoint", begin, "--learning_rate", 0.01)
+    # From here on the run has a checkpoint of its own: the newest is taken, and the first need not be there.
+    own = checkpoint(folder / "checkpoint-1")
+    shutil.rmtree(begin)
+    for flags in (["--resume"], ["--resume", "--resume_from_checkpoint", begin], ["--resume_from_checkpoint", own]):
+        assert launched("--output_dir", folder, *flags).settings.resume
+        assert json.loads((folder / "train_identity.json").read_text())["resume_from_checkpoint"]["path"] == str(begin)
+    with pytest.raises(OutputError, match="give --resume"):
+        launched.refused("--output_dir", folder)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_chats_take_the_prompt_template_where_the_tokenizer_has_no_chat_template(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tiny_llama: Path
+) -> None:
+    launched = Launches(monkeypatch)
+    messages = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"}]
+    (tmp_path / "chats.json").write_text(json.dumps([{"messages": messages}]))
+    base = shutil.copytree(tiny_llama, tmp_path / "base")
+    flags = ["--data_path", tmp_path / "chats.json", "--output_dir", tmp_path / "out", "--model", base]
+    line = "chats take the prompt template alpaca: the model's tokenizer has no chat template"
+    assert launched(*flags, "--prompt_template", "alpaca").template_used
+    assert line in capsys.readouterr().out.splitlines()
+    (base / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
+    assert not launched(*flags).template_used
+    assert "chats take" not in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_every_node_that_has_room_for_a_worker_must_see_the_output_folder(tmp_path: Path) -> None:
+    from alpaca_ray.train.launch import check_shared
+
+    (tmp_path / "mark").touch()
+    check_shared(tmp_path, "mark", {"CPU": 1})
+    with pytest.raises(OutputError, match=f"--output_dir {tmp_path} is not the same folder on every node"):
+        check_shared(tmp_path, "another", {"CPU": 1})
+    check_shared(tmp_path, "another", {"CPU": 1, "GPU": 64})  # no node would get a worker
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
+def test_what_a_library_refuses_in_a_worker_ends_the_run_at_once(tmp_path: Path, tiny_llama: Path) -> None:
+    from alpaca_ray.train.runner import train
+
+    flags = f"--model {tiny_llama} --output_dir {tmp_path / 'out'} --batch_size 4 --micro_batch_size 2 --max_steps 1"
+    twice = ["--accelerator_config", '{"gradient_accumulation_kwargs": {"num_steps": 2}}']
+    settings = parse_settings(TrainSettings, [*flags.split(), *twice], description="test")
+    with pytest.raises(SettingsError, match=r"^this model cannot be trained as asked: .*`num_steps` is set but"):
+        train(settings)
+    assert not (tmp_path / "out").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import struct
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from alpaca_ray.errors import TrainingError
 from alpaca_ray.records import read_records
 from alpaca_ray.settings.cli import parse_settings
 from alpaca_ray.settings.train import TrainSettings
+from alpaca_ray.train.claim import claimed, settle
 from alpaca_ray.train.progress import CARD_MARK, format_row, read_metrics
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
@@ -117,10 +119,15 @@ def test_overwriting_clears_our_card_and_keeps_somebodys(
     padded_run: Path, tiny_llama: Path, data: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "out"
-    folder.mkdir()
+    shutil.copytree(padded_run, folder)
+    with claimed(folder, resume=False, overwrite=True, examine=lambda: None):
+        settle(folder)
+    assert list(folder.iterdir()) == []  # our card, too
+    shutil.copytree(padded_run, folder, dirs_exist_ok=True)
     (folder / "README.md").write_text("# mine\n")
     flags = ["--model", tiny_llama, "--data_path", data, "--max_steps", "1", "--val_set_size", "0"]
-    run(*flags, "--output_dir", folder)
+    run(*flags, "--output_dir", folder, "--overwrite")
+    assert json.loads((folder / "run.json").read_text())["steps"] == 1
     assert (folder / "README.md").read_text() == "# mine\n"
 
 
@@ -130,18 +137,19 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_step_and_samples(
     folder = tmp_path / "out"
     flags = (
         f"--model {tiny_llama} --data_path {data} --full --val_set_size 0 --batch_size 4 --max_steps 40 --save_steps 1 "
-        f"--learning_rate 1e38 --warmup_ratio 0 --bf16 False --max_grad_norm 0 --optim sgd --output_dir {folder}"
-    ).split()
+        f"--learning_rate 1e15 --warmup_ratio 0 --bf16 False --max_grad_norm 0 --optim sgd --output_dir {folder}"
+    ).split()  # the first step leaves weights that are numbers, and whose products are not
     with pytest.raises(TrainingError) as caught:
         run(*flags)
     text = str(caught.value)
-    assert "is not finite" in text or "are not finite" in text
-    assert "the last good checkpoint is" in text or "no checkpoint was written before it" in text
+    assert text.startswith("the loss is not finite (")
+    assert " at step 2: training stopped; its samples: " in text
+    assert f"the last good checkpoint is {folder / 'checkpoint-1'}" in text
     row = read_metrics(folder)[-1]
-    assert row["stopped"]
-    if "sample_ids" in row:
-        assert all(identity in text for identity in row["sample_ids"])
-        assert len(row["sample_ids"]) == 4
+    assert row["step"] == 2
+    assert row["stopped"].startswith("the loss is not finite")
+    assert len(set(row["sample_ids"])) == 4
+    assert f"its samples: {', '.join(row['sample_ids'])};" in text
     assert not (folder / "run.json").exists()
 
 

@@ -71,11 +71,11 @@ def killed_at(folder: Path, step: int) -> Iterator[list[int]]:
         while not done.wait(0.005):
             if not any(row["step"] >= step for row in read_metrics(folder)):
                 continue
-            for process in psutil.Process().children(recursive=True):
-                if process.name().startswith("ray::RayTrainWo"):
-                    os.kill(process.pid, signal.SIGKILL)
-                    killed.append(process.pid)
-                    return
+            children = psutil.Process().children(recursive=True)
+            if workers := [process.pid for process in children if process.name().startswith("ray::RayTrainWo")]:
+                killed.append(random.choice(workers))
+                os.kill(killed[0], signal.SIGKILL)
+                return
 
     thread = threading.Thread(target=watch)
     thread.start()

@@ -61,7 +61,7 @@ def test_each_sample_attends_to_itself_alone(kind: torch.dtype, allowed: float, 
 
 def test_the_own_backward_pass_is_exact_in_float32() -> None:
     row = states(torch.float32)
-    ours = attention._ShortSamples.apply(*row, LENGTHS, 0.3)
+    ours = attention.ShortSamples.apply(*row, LENGTHS, 0.3)
     theirs = by_torch(*row, None)
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
     weights = torch.randn(theirs.shape)
@@ -71,7 +71,7 @@ def test_the_own_backward_pass_is_exact_in_float32() -> None:
 
 
 def test_samples_longer_than_the_kept_scores_take_torchs_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "_SHORT", 16)
+    monkeypatch.setattr(attention, "SHORT", 16)
     row = states(torch.bfloat16)
     borders = torch.tensor([0, *itertools.accumulate(LENGTHS)], dtype=torch.int32)
     ours, _ = attention.packed_attention(None, *row, None, cu_seq_lens_q=borders, scaling=0.3)

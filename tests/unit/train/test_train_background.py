@@ -11,6 +11,7 @@ import pytest
 
 from alpaca_ray.errors import OutputError, TrainingError
 from alpaca_ray.train import background, publish
+from alpaca_ray.train.whole import LIST_FILE
 
 
 def write(folder: Path, step: int) -> None:
@@ -54,11 +55,14 @@ def test_an_older_folder_of_the_same_name_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "checkpoint-3" / "half").touch()
     write(tmp_path, 3)
     assert names(tmp_path) == ["checkpoint-3"]
-    assert names(tmp_path / "checkpoint-3") == ["sub", publish.STATE_FILE]
+    assert names(tmp_path / "checkpoint-3") == [LIST_FILE, "sub", publish.STATE_FILE]
 
 
 def test_a_run_that_lost_the_folder_leaves_nothing_in_it(tmp_path: Path) -> None:
-    with background.staged(tmp_path, "checkpoint-1", still_ours=lambda: False) as staging:
+    with (
+        pytest.raises(OutputError, match="another run has taken this folder over"),
+        background.staged(tmp_path, "checkpoint-1", still_ours=lambda: False) as staging,
+    ):
         (staging / "weights").touch()
     assert names(tmp_path) == []
 

@@ -78,6 +78,8 @@ def tiny_of(family: str, folder: Path) -> Any:
         "qwen3": lambda: hf.Qwen3Config(**rotary),
         "gemma3_text": lambda: hf.Gemma3TextConfig(**rotary, sliding_window=16),
         "gemma2": lambda: hf.Gemma2Config(**rotary, sliding_window=16, query_pre_attn_scalar=8),
+        "gemma": lambda: hf.GemmaConfig(**rotary),
+        "mixtral": lambda: hf.MixtralConfig(**rotary, num_local_experts=2),
         "smollm3": lambda: hf.SmolLM3Config(
             **{k: v for k, v in rotary.items() if k != "head_dim"}, pad_token_id=0, bos_token_id=1, eos_token_id=2
         ),
@@ -93,7 +95,7 @@ def tiny_of(family: str, folder: Path) -> Any:
     return model
 
 
-FAMILIES = ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "smollm3", "opt"]
+FAMILIES = ["llama", "mistral", "mixtral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "smollm3", "opt"]
 
 
 @pytest.mark.parametrize("own", [True, False], ids=["own attention", "the library's"])

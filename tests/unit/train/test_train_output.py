@@ -9,6 +9,7 @@ import pytest
 
 from alpaca_ray.report.plots import save_loss_curve
 from alpaca_ray.train import progress, publish
+from alpaca_ray.train.whole import write_list
 
 
 def test_files_appear_together_and_the_marking_one_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,6 +57,7 @@ def test_the_newest_checkpoint_is_the_highest_that_was_written_whole(tmp_path: P
         (tmp_path / f"checkpoint-{number}").mkdir()
         if whole:
             (tmp_path / f"checkpoint-{number}" / "trainer_state.json").write_text("{}")
+            write_list(tmp_path / f"checkpoint-{number}")
     assert publish.newest_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
     assert publish.newest_checkpoint(tmp_path / "nowhere") is None
 

@@ -12,7 +12,7 @@ import torch
 from alpaca_ray.errors import TrainingError
 from alpaca_ray.prompts import STANFORD
 from alpaca_ray.records import read_records
-from alpaca_ray.train import proof_forward, proof_weights
+from alpaca_ray.train import proof_forward, proof_saved, proof_weights
 from alpaca_ray.train.bare import bare_copy, gathered
 from alpaca_ray.train.collate import packed, padded
 from alpaca_ray.train.encode import Sample, encode
@@ -257,7 +257,7 @@ FAULTS = {
 def test_a_file_that_is_not_what_was_trained_is_found(mode: str, change: Any, tiny_llama: Path, tmp_path: Path) -> None:
     model = load(tiny_llama) if mode == "full" else adapted(tiny_llama, "all-linear", use_dora=mode == "dora")
     model.save_pretrained(tmp_path)
-    check_file = proof_weights.check_model if mode == "full" else proof_weights.check_adapter
+    check_file = proof_saved.check_model if mode == "full" else proof_saved.check_adapter
     assert check_file(model, tmp_path, writes=True) >= {"lora": 28, "dora": 42, "full": 20}[mode]
     tamper(tmp_path / ("model.safetensors" if mode == "full" else "adapter_model.safetensors"), change)
     with pytest.raises(TrainingError, match=f"what was saved is not what was trained: .*{FAULTS[change]}"):
@@ -270,7 +270,7 @@ def test_a_file_that_is_cut_off_is_found(tiny_llama: Path, tmp_path: Path) -> No
     file = tmp_path / "adapter_model.safetensors"
     file.write_bytes(file.read_bytes()[:-10])
     with pytest.raises(TrainingError, match=r"what was saved is not what was trained: .*cut off"):
-        proof_weights.check_adapter(model, tmp_path, writes=True)
+        proof_saved.check_adapter(model, tmp_path, writes=True)
 
 
 def test_evaluation_leaves_4_bit_layers_as_they_train(tiny_llama: Path) -> None:

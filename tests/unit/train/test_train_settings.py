@@ -134,7 +134,6 @@ def test_full_in_our_dialect() -> None:
         (["--load_8bit", "--load_4bit"], "--load_8bit and --load_4bit"),
         (["--fsdp", "full_shard", "--deepspeed", "d.json"], "--fsdp and --deepspeed"),
         (["--resume", "--overwrite"], "--resume and --overwrite"),
-        (["--resume", "--resume_from_checkpoint", "c"], "--resume and --resume_from_checkpoint"),
         (["--batch_size", "8", "--micro_batch_size", "2", "--per_device_train_batch_size", "4"], "the same setting"),
         (["--evaluation_strategy", "no", "--eval_strategy", "epoch"], "the same setting"),
         (["--num_workers", "8:2"], "--num_workers: '8:2': MIN is above MAX"),

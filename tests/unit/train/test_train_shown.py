@@ -20,6 +20,7 @@ from alpaca_ray.train import claim, finish, progress
 from alpaca_ray.train.card import render_model_card
 from alpaca_ray.train.flops import peak_flops, utilisation
 from alpaca_ray.train.order import Batches
+from alpaca_ray.train.whole import write_list
 
 
 def settings_of(*flags: str) -> TrainSettings:
@@ -221,6 +222,7 @@ def test_a_lost_loss_stops_at_its_step_with_its_samples(tmp_path: Path) -> None:
     sentinel, arguments, control = watching(tmp_path)
     (tmp_path / "checkpoint-6").mkdir()
     (tmp_path / "checkpoint-6" / "trainer_state.json").write_text("{}")
+    write_list(tmp_path / "checkpoint-6")
     sentinel.on_step_end(arguments, state_of(6), control)
     sentinel.trainer._tr_loss = torch.tensor(math.nan)
     with pytest.raises(TrainingError) as caught:

@@ -56,7 +56,7 @@ def test_four_configurations_are_shipped() -> None:
 @pytest.mark.parametrize(
     ("content", "part"),
     [
-        ({}, "zero_optimization.stage must be 1, 2 or 3, and is None"),
+        ({}, "zero_optimization.stage must be 0, 1, 2 or 3, and is None"),
         ({"zero_optimization": {"stage": 4}}, "and is 4"),
         ({"zero_optimization": {"stage": True}}, "and is True"),
         (
