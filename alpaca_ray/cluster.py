@@ -10,6 +10,7 @@ from typing import Any
 
 import ray
 
+from alpaca_ray import signals
 from alpaca_ray.errors import ClusterError
 
 # Ray takes 30 % of memory for its object store by default; rows of text need far less, and models need the rest.
@@ -42,16 +43,20 @@ def connect(*, minimum_cpus: int = 2, show_workers: bool = True) -> None:
     try:
         address = os.environ.get("RAY_ADDRESS") or _address_of_local_cluster()
         if address and address != "local":
-            ray.init(address=address, **quiet)
+            where: dict[str, Any] = {"address": address}
         else:
-            ray.init(
-                address="local",
-                num_cpus=max(minimum_cpus, os.cpu_count() or 1),
-                object_store_memory=_object_store_bytes(),
-                **quiet,
-            )
+            cpus = max(minimum_cpus, os.cpu_count() or 1)
+            where = {"address": "local", "num_cpus": cpus, "object_store_memory": _object_store_bytes()}
+        with signals.kept():
+            ray.init(**where, **quiet)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise ClusterError(f"cannot connect to Ray: {error}") from error
+
+
+def starts_own() -> bool:
+    """Whether ``connect`` will start a cluster of our own, of one node."""
+    address = os.environ.get("RAY_ADDRESS") or _address_of_local_cluster()
+    return not ray.is_initialized() and (not address or address == "local")
 
 
 def node_count() -> int:

@@ -11,6 +11,8 @@ import signal
 import sys
 from collections.abc import Callable
 
+from alpaca_ray import signals
+
 
 class AlpacaRayError(Exception):
     """Base of every error that this package raises on purpose. Its text is one line, complete, and says what to do."""
@@ -82,13 +84,19 @@ def find_cause(error: BaseException) -> AlpacaRayError | None:
 def run_main(main: Callable[[], None]) -> None:
     """Run a job's main function; print an error of ours as one line and exit with its code (2: the user's, 1: other).
 
+    Ctrl-C ends with 130 and SIGTERM with 143, after a line that says so and what the ``KeyboardInterrupt`` says.
+
     An unexpected exception keeps its traceback: hiding it would hide a defect of ours.
     """
+    signals.interrupt_on_sigterm()
     try:
         main()
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+    except KeyboardInterrupt as error:
+        number = signals.came()
+        sys.stdout.flush()
+        word = "terminated" if number == signal.SIGTERM else "interrupted"
+        print(" ".join([word, *map(str, error.args)]), file=sys.stderr, flush=True)
+        sys.exit(128 + number)
     except SystemExit as error:
         if error.code != signal.SIGTERM:  # what Ray makes of that signal
             raise

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from alpaca_ray.errors import ModelError
+from alpaca_ray.hub_reach import reachable
 from alpaca_ray.manifest import file_digest
 from alpaca_ray.storage import publish_folder
 
@@ -67,6 +68,16 @@ def check_model_name(name: str, *, flag: str = "--model") -> None:
         raise ModelError(f"{flag} {name}: no such folder")
 
 
+def check_reachable(name: str, *, flag: str = "--model", cache_dir: str | None = None) -> None:
+    """Check with one request, where a model lies on the hub, that the hub answers or the model was downloaded before.
+
+    Raises:
+        ModelError: neither is so.
+    """
+    if name != EMBEDDED:
+        reachable(name, flag=flag, cache_dir=cache_dir)
+
+
 def is_adapter(folder: Path) -> bool:
     """Whether a folder holds a LoRA adapter in PEFT's layout."""
     return (folder / "adapter_config.json").is_file()
@@ -91,11 +102,11 @@ def load_tokenizer(name: str, *, flag: str = "--model", **options: Any) -> Any:
     """Load the tokenizer of a model.
 
     Raises:
-        ModelError: it cannot be loaded.
+        ModelError: it cannot be loaded, or the hub cannot be reached.
     """
     from transformers import AutoTokenizer
 
-    source = resolve_model(name, flag=flag)
+    source = reachable(resolve_model(name, flag=flag), flag=flag, cache_dir=options.get("cache_dir"))
     try:
         return AutoTokenizer.from_pretrained(source, **options)
     except (OSError, ValueError) as error:
@@ -106,11 +117,11 @@ def load_config(name: str, *, flag: str = "--model", **options: Any) -> Any:
     """Load a model's configuration, without its weights; ``options`` go to ``from_pretrained`` (``cache_dir``, ...).
 
     Raises:
-        ModelError: it cannot be loaded.
+        ModelError: it cannot be loaded, or the hub cannot be reached.
     """
     from transformers import AutoConfig
 
-    source = resolve_model(name, flag=flag)
+    source = reachable(resolve_model(name, flag=flag), flag=flag, cache_dir=options.get("cache_dir"))
     try:
         return AutoConfig.from_pretrained(source, **options)
     except (OSError, ValueError, KeyError) as error:
@@ -121,11 +132,11 @@ def load_model(name: str, *, flag: str = "--model", **options: Any) -> Any:
     """Load a causal language model; ``options`` go to ``from_pretrained`` (``dtype``, ``quantization_config``, ...).
 
     Raises:
-        ModelError: it cannot be loaded.
+        ModelError: it cannot be loaded, or the hub cannot be reached.
     """
     from transformers import AutoModelForCausalLM
 
-    source = resolve_model(name, flag=flag)
+    source = reachable(resolve_model(name, flag=flag), flag=flag, cache_dir=options.get("cache_dir"))
     try:
         return AutoModelForCausalLM.from_pretrained(source, **options)
     except (OSError, ValueError, KeyError) as error:

@@ -70,12 +70,16 @@ TEMPLATES = {
     "alpaca_short": ALPACA_SHORT,
 }
 
+# Texts that no template holds.
+_PROBE = {"instruction": "\ue000instruction\ue000", "input": "\ue000input\ue000"}
+
 
 def load_template(name_or_path: str) -> PromptTemplate:
     """Return a template by name, or from a JSON file in Alpaca-LoRA's form.
 
     Raises:
-        DataError: the name is unknown and no such file exists, or the file is not of that form.
+        DataError: the name is unknown and no such file exists, or the file is not of that form, or leaves a record's
+            instruction or input out.
     """
     if not name_or_path:  # Alpaca-LoRA's default: an empty name means its own template
         return ALPACA_LORA
@@ -95,10 +99,20 @@ def load_template(name_or_path: str) -> PromptTemplate:
     unknown = content.keys() - fields
     if unknown:
         raise DataError(f"{path}: unknown key {sorted(unknown)[0]!r}; a template has {', '.join(sorted(fields))}")
+    for key, value in content.items():
+        if not isinstance(value, str) or (key == "response_split" and not value):
+            raise DataError(f"{path}: {key} must be a text that is not empty, not {value!r}")
     template = PromptTemplate(**{"description": "", **content})
     try:
-        template.format({"instruction": "i", "input": "x"})
-        template.format({"instruction": "i"})
-    except (KeyError, IndexError, ValueError) as error:
+        both = template.format(_PROBE)
+        alone = template.format({"instruction": _PROBE["instruction"]})
+    except (KeyError, IndexError, ValueError, AttributeError) as error:
         raise DataError(f"{path}: only {{instruction}} and {{input}} may stand in braces ({error})") from error
+    for key, text, field in (
+        ("prompt_input", both, "instruction"),
+        ("prompt_input", both, "input"),
+        ("prompt_no_input", alone, "instruction"),
+    ):
+        if _PROBE[field] not in text:
+            raise DataError(f"{path}: {key} has no {{{field}}}: the model would never see it")
     return template

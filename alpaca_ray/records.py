@@ -15,12 +15,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from alpaca_ray.chat_shape import check_messages
 from alpaca_ray.errors import DataError
-from alpaca_ray.rows import locate, read_rows
+from alpaca_ray.rows import SUFFIXES, locate, numbered_rows
 
 Record = dict[str, Any]
 
 SHIPPED_SEEDS = "seeds"
+_FORMS = "a JSON list, JSON lines (JSONL) or Parquet"
 _CONTENT_FIELDS = ("instruction", "input", "output", "messages")
 _SURROGATE = re.compile("[\ud800-\udfff]")  # half a character, which UTF-8 has no bytes for
 
@@ -42,7 +44,7 @@ def read_records(source: str, *, need_output: bool = True) -> list[Record]:
 
     Args:
         source: path, ``scheme://`` URI, hub id such as ``yahma/alpaca-cleaned``, or ``seeds`` for the shipped tasks.
-        need_output: refuse records that have no ``output`` (and are no chat).
+        need_output: refuse records that have no ``output``, and chats in which there is nothing to learn from.
 
     Raises:
         DataError: the source is missing, empty or malformed; the text names the file and the line or record.
@@ -52,8 +54,8 @@ def read_records(source: str, *, need_output: bool = True) -> list[Record]:
         raise DataError(f"{name}: holds no records")
     return _identified(
         (record, where)
-        for index, row in enumerate(rows)
-        for where in [f"{name}: record {index}"]
+        for index, (line, row) in enumerate(rows)
+        for where in [_place(name, index, line)]
         for record in _as_records(row, where, need_output)
     )
 
@@ -69,8 +71,8 @@ def read_seed_tasks(source: str) -> list[Record]:
         raise DataError(f"{name}: holds no seed tasks")
     return _identified(
         (_as_records(row, where, need_output=True)[0], where)
-        for index, row in enumerate(rows)
-        for where in [f"{name}: record {index}"]
+        for index, (line, row) in enumerate(rows)
+        for where in [_place(name, index, line)]
     )
 
 
@@ -171,20 +173,30 @@ def write_jsonl(records: Iterable[Record]) -> str:
     return "".join(json_text(record) + "\n" for record in records)
 
 
-def _read_rows(source: str) -> tuple[list[Any], str]:
+def _read_rows(source: str) -> tuple[list[tuple[int | None, Any]], str]:
     source = source_path(source)
-    name, _ = locate(source)
-    return list(read_rows(source)), name
+    name, on_hub = locate(source)
+    try:
+        return list(numbered_rows(source)), name
+    except DataError as error:
+        if on_hub or Path(name).suffix.lower() in SUFFIXES:
+            raise
+        raise DataError(f"{error} (records are read from {_FORMS}: convert what is none of these)") from error
+
+
+def _place(name: str, index: int, line: int | None) -> str:
+    """Return where a row stands: its line, counted from 1, or its place in a list, counted from 0."""
+    return f"{name}: record {index}" if line is None else f"{name}, line {line}"
 
 
 def _as_records(row: Any, where: str, need_output: bool) -> list[Record]:
     if not isinstance(row, dict):
         raise DataError(f"{where}: must be an object with the field 'instruction', not {type(row).__name__}")
     if row.get("messages"):
-        _check_messages(row["messages"], where)
+        check_messages(row["messages"], where, need_answer=need_output)
         return [row]
     if not isinstance(row.get("instruction"), str) or not row["instruction"].strip():
-        raise DataError(f"{where}: has no 'instruction' (a text that is not empty)")
+        raise DataError(f"{where}: has no 'instruction' (a text that is not empty){_other_form(row)}")
     if "instances" in row:
         return _from_instances(row, where)
     record = {**row, "input": row.get("input") or ""}
@@ -212,13 +224,12 @@ def _from_instances(row: Record, where: str) -> list[Record]:
     return records
 
 
-def _check_messages(messages: Any, where: str) -> None:
-    if not isinstance(messages, list):
-        raise DataError(f"{where}: 'messages' must be a list")
-    for number, message in enumerate(messages):
-        if not (
-            isinstance(message, dict)
-            and isinstance(message.get("role"), str)
-            and isinstance(message.get("content"), str)
-        ):
-            raise DataError(f"{where}: message {number} needs 'role' and 'content', both texts")
+def _other_form(row: Record) -> str:
+    """Return what to say of a row in a form that others use, else nothing."""
+    if isinstance(row.get("conversations"), list):
+        return (
+            ": 'conversations' (ShareGPT's form) is not read: name it 'messages', with 'role' (user, assistant) and "
+            "'content' in place of 'from' (human, gpt) and 'value'"
+        )
+    known = [name for name in ("prompt", "question", "query", "text") if isinstance(row.get(name), str)]
+    return f": name its '{known[0]}' so, and its answer 'output'" if known and "instruction" not in row else ""

@@ -6,7 +6,7 @@ import codecs
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -57,21 +57,34 @@ def read_rows(source: str) -> Iterator[Any]:
     Raises:
         DataError: it is missing or malformed; the text names the file, and the line where there are lines.
     """
+    return (row for _, row in numbered_rows(source))
+
+
+def numbered_rows(source: str) -> Iterator[tuple[int | None, Any]]:
+    """Yield what ``read_rows`` does, each row with the line it stands on (from 1), None where rows are no lines.
+
+    Raises:
+        DataError: as ``read_rows``.
+    """
     name, on_hub = locate(source)
     if on_hub:
-        yield from HubRows(name)
+        yield from _without_lines(HubRows(name))
         return
     suffix = Path(name).suffix.lower()
     with open_input(name) as handle:
         if suffix == ".parquet":
-            yield from _parquet_rows(handle, name)
+            yield from _without_lines(_parquet_rows(handle, name))
             return
         text = _Text(handle, name)
         # JSON lines under the name .json, and files without a known suffix, are told by how they begin.
         if suffix != ".jsonl" and (text.peek() == "[" or (suffix == ".json" and text.peek() != "{")):
-            yield from _list_rows(text)
+            yield from _without_lines(_list_rows(text))
         else:
             yield from _line_rows(text, single_allowed=suffix != ".json")
+
+
+def _without_lines(rows: Iterable[Any]) -> Iterator[tuple[None, Any]]:
+    return ((None, row) for row in rows)
 
 
 class _Text:
@@ -177,8 +190,9 @@ def _decode(text: _Text, decoder: json.JSONDecoder) -> Any:
         return row
 
 
-def _line_rows(text: _Text, *, single_allowed: bool) -> Iterator[Any]:
+def _line_rows(text: _Text, *, single_allowed: bool) -> Iterator[tuple[int, Any]]:
     count = 0
+    number = text.line + text.window.count("\n", 0, text.place)  # blank lines may have been passed over already
     while True:
         end = text.window.find("\n", text.place)  # not splitlines(): U+2028 may stand inside a string
         if end < 0:
@@ -196,10 +210,11 @@ def _line_rows(text: _Text, *, single_allowed: bool) -> Iterator[Any]:
             except (RecursionError, ValueError) as error:
                 raise text.limit(error) from error
             count += 1
-            yield row
+            yield number, row
         if end == len(text.window) and text.ended:
             break
         text.place = end + 1
+        number += 1
     if count == 1 and not single_allowed:
         raise DataError(f"{text.name}: must hold a JSON list of records, not one {type(row).__name__}")
 

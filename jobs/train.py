@@ -5,6 +5,7 @@ from __future__ import annotations
 from alpaca_ray.errors import run_main
 from alpaca_ray.settings.cli import parse_settings
 from alpaca_ray.settings.train import TrainSettings
+from alpaca_ray.signals import interrupts_say
 
 DESCRIPTION = """\
 Fine-tune a model on instruction records with Ray Train. With no arguments: a LoRA adapter for the embedded model,
@@ -16,9 +17,10 @@ transformers' TrainingArguments is accepted as a flag, too."""
 def main() -> None:
     """Parse the command line and train."""
     settings = parse_settings(TrainSettings, description=DESCRIPTION)
-    from alpaca_ray.train.runner import train  # after parsing: --help and a wrong flag need no Ray
+    with interrupts_say("before anything was written"):
+        from alpaca_ray.train.runner import train  # after parsing: --help and a wrong flag need no Ray
 
-    train(settings)
+        train(settings)
 
 
 if __name__ == "__main__":

@@ -29,9 +29,9 @@ from alpaca_ray.generate.rounds import Rounds
 from alpaca_ray.generate.run import Plan
 from alpaca_ray.generate.sent import FILE_NAME as SENT
 from alpaca_ray.generate.sent import read_lost
-from alpaca_ray.generate.signals import interrupts_later
 from alpaca_ray.generate.teacher import Teacher
 from alpaca_ray.generate.terms import Delivery, StopKind, Terms
+from alpaca_ray.signals import interrupts_later
 
 _FURTHEST_AHEAD = 65536  # requests beyond the one that is needed next: those that come early wait in memory
 _TAKE_SECONDS = 1.0

@@ -40,7 +40,7 @@ def setting(
 class Settings(BaseModel):
     """Base of every job's settings: unknown keys are refused, and each value knows where it came from."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
     # Name of a dict field that takes flags known to another library (see ``passthrough_names``), or None.
     passthrough_field: ClassVar[str | None] = None

@@ -21,7 +21,9 @@ class TrainSettings(ModelSettings):
 
     data_path: list[str] = setting(
         ["seeds"],
-        "Records: JSON, JSONL or Parquet files, a stage's folder, a hub dataset, or `seeds` (the shipped tasks).",
+        "Records: JSON, JSONL or Parquet files, a stage's folder, a hub dataset, or `seeds` (the shipped tasks). A "
+        "record is {instruction, input, output}, or a chat: {messages: [{role, content}, ...]}, of which the "
+        "assistant's turns are learnt.",
         group="data",
     )
     val_set_size: float = setting(
@@ -35,7 +37,9 @@ class TrainSettings(ModelSettings):
     )
     prompt_template: str = setting(
         "stanford",
-        "stanford, alpaca (Alpaca-LoRA's, its dialect's default), alpaca_short, or a JSON file in Alpaca-LoRA's form.",
+        "stanford (also called alpaca_legacy), alpaca (Alpaca-LoRA's, its dialect's default), alpaca_short, or a JSON "
+        "file in Alpaca-LoRA's form, with the keys prompt_input (text with {instruction} and {input}) and "
+        "prompt_no_input (with {instruction}). Chats take the tokenizer's chat template where it has one.",
         group="data",
         aliases=("prompt_template_name",),
     )
@@ -96,7 +100,12 @@ class TrainSettings(ModelSettings):
         "steps", "When to write output_dir/checkpoint-N.", group="logging"
     )
     save_steps: float = setting(100, "Steps between two checkpoints.", group="logging", gt=0)
-    save_total_limit: int | None = setting(2, "Checkpoints that are kept; none: all.", group="logging", ge=1)
+    save_total_limit: int | None = setting(
+        2,
+        "Checkpoints that are kept, the newest and the one of the lowest validation loss among them; none: all.",
+        group="logging",
+        ge=1,
+    )
     load_best_model_at_end: bool = setting(
         False, "Publish the checkpoint with the lowest validation loss.", group="logging"
     )
@@ -130,7 +139,13 @@ class TrainSettings(ModelSettings):
         "Begin from this checkpoint folder, or adapter; with --resume, where output_dir has no checkpoint yet.",
         group="run",
     )
-    dry_run: bool = setting(False, "Print the resolved settings and stop before any weights are loaded.", group="run")
+    dry_run: bool = setting(
+        False,
+        "Print the resolved settings, the steps and the memory that is needed, and stop before any weights are loaded. "
+        "Settings that the run would refuse end it with exit code 2; what the cluster here lacks for the run is a "
+        "line, and exit code 0: the run may be meant for another.",
+        group="run",
+    )
 
     num_workers: int | str = setting(
         1,
@@ -217,6 +232,9 @@ class TrainSettings(ModelSettings):
     def _take_apart(cls, values: list[str], info: ValidationInfo) -> list[str]:
         """Accept ``q_proj,v_proj`` as two names; a path may hold a comma, so data_path is only checked."""
         if info.field_name != "data_path":
+            for value in values:
+                if "[" in value or "]" in value:  # a whole list in brackets has been taken apart by now
+                    raise ValueError(f"{value!r}: a bracket without its other half: write a,b, or '[a,b]' in quotes")
             values = [part.strip() for value in values for part in value.split(",") if part.strip()]
         if not values:
             raise ValueError("needs at least one value")

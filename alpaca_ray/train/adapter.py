@@ -29,12 +29,13 @@ def add_adapter(settings: TrainSettings, model: Any) -> Any:
     the experts of a mixture, which transformers computes as one tensor and not as linear layers.
 
     Raises:
-        SettingsError: peft can put no adapter on the layers that were named.
+        SettingsError: peft can put no adapter on the layers that were named, or the rank is larger than all of them.
     """
     from peft import LoraConfig, get_peft_model
     from peft.tuners.lora.layer import ParamWrapper
 
     targets = settings.lora_target_modules
+    check_rank(settings, model)
     beside = beside_text(model)
     config = LoraConfig(
         r=settings.lora_r,
@@ -62,6 +63,33 @@ def add_adapter(settings: TrainSettings, model: Any) -> Any:
     # peft would ask the hub whether the vocabulary was resized, by a name that only we may know; LoRA never does that.
     model.save_pretrained = functools.partial(model.save_pretrained, save_embedding_layers=False)
     return model
+
+
+def check_rank(settings: TrainSettings, model: Any) -> None:
+    """Check that some layer is large enough for the adapter's rank: no product of its size has a larger one.
+
+    Raises:
+        SettingsError: none is.
+    """
+    targets, head = settings.lora_target_modules, model.get_output_embeddings()
+    widest = 0
+    for path, part in adaptable(model):
+        named = any(path == name or path.endswith(f".{name}") for name in targets)
+        if named or (list(targets) == [ALL_LINEAR] and part is not head):
+            widest = max(widest, _narrow_side(part))
+    if 0 < widest < settings.lora_r:
+        raise SettingsError(
+            f"--lora_r {settings.lora_r}: no layer that gets an adapter has a rank above {widest} itself: give a "
+            "smaller one, or --full"
+        )
+
+
+def _narrow_side(part: Any) -> int:
+    """Return the smaller side of a layer's weight, by its attributes: ZeRO-3 may have divided the weight itself."""
+    for sides in (("in_features", "out_features"), ("num_embeddings", "embedding_dim"), ("nx", "nf")):
+        if all(hasattr(part, side) for side in sides):
+            return min(int(getattr(part, side)) for side in sides)
+    return 0
 
 
 def adaptable(model: Any) -> Iterator[tuple[str, Any]]:

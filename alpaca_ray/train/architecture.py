@@ -11,11 +11,20 @@ from typing import Any
 from alpaca_ray.errors import ModelError, SettingsError
 from alpaca_ray.models import load_config
 from alpaca_ray.settings.train import TrainSettings
-from alpaca_ray.train.adapter import ALL_LINEAR, adaptable, adapter_file, add_adapter, read_adapter_weights
+from alpaca_ray.train.adapter import (
+    ALL_LINEAR,
+    adaptable,
+    adapter_file,
+    add_adapter,
+    check_rank,
+    read_adapter_weights,
+)
 from alpaca_ray.train.decoder import freeze_beside_text
 
 # Settings of a configuration that decide the shapes of the weights.
 _SHAPES = ("model_type", "hidden_size", "intermediate_size", "ffn_dim", "num_hidden_layers", "num_attention_heads")
+
+_SMALL_RANK = 256  # fits every model but toys, which fail as soon without being looked at
 
 
 def build_skeleton(settings: TrainSettings, source: str) -> Any:
@@ -59,16 +68,19 @@ def check_names(settings: TrainSettings, source: str, *, resume: Path | None = N
 
     Raises:
         ModelError: the model cannot be built.
-        SettingsError: a target module or layer class that the model does not have (those it has are named), or a
-            checkpoint of another model.
+        SettingsError: a target module or layer class that the model does not have (those it has are named), a rank
+            above that of its layers, or a checkpoint of another model.
     """
     adapter = settings.mode[0] == "lora"
     targets = settings.lora_target_modules if adapter and settings.lora_target_modules != [ALL_LINEAR] else []
     classes = settings.fsdp_transformer_layer_cls_to_wrap if settings.fsdp.strip() else None
-    if not targets and not classes and resume is None:
+    large = adapter and settings.lora_r > _SMALL_RANK
+    if not targets and not classes and not large and resume is None:
         return
     skeleton = build_skeleton(settings, source)
     check_targets(skeleton, targets)
+    if adapter:
+        check_rank(settings, skeleton)
     if classes:
         check_layer_classes(skeleton, [name.strip() for name in classes.split(",")])
     if resume is not None:

@@ -92,6 +92,8 @@ def build(job: Job) -> tuple[Any, dict[str, Any]]:
         raise SettingsError(f"TrainingArguments refuses a value: {error}") from error
     torch.manual_seed(settings.seed)  # every worker must start its adapter from the same random weights
     before = memory.in_use(plan.use_gpu)
+    if context.get_world_rank() == 0:
+        progress.phase(output, "loading the model")
     model = asked(build_model, settings, plan, tokenizer, job.model_source)
     if weights_alone is not None:
         load_adapter_weights(model, weights_alone)
@@ -140,10 +142,13 @@ def build(job: Job) -> tuple[Any, dict[str, Any]]:
 
 
 def settle(job: Job) -> None:
-    """Give up what the folder held before, on the first worker: the run has taken a step, or has none left to take."""
+    """Give up what the folder held before, on the first worker: the run has taken a step, or has none left to take.
+
+    A worker that has outlived its run leaves it to the next one.
+    """
     import ray.train
 
-    if ray.train.get_context().get_world_rank() == 0:
+    if ray.train.get_context().get_world_rank() == 0 and (Path(job.output_dir) / job.token).is_file():
         claim.settle(Path(job.output_dir))
 
 

@@ -46,21 +46,31 @@ class Reporter(TrainerCallback):
         self._seconds = self._seconds_logged = 0.0
         self._tokens_logged = self._slots_logged = 0
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Say what comes first, where it is slow."""
+        if args.eval_on_start and state.is_world_process_zero:
+            progress.phase(self._folder, f"first validation: {len(self.trainer.eval_dataset)} records")
+
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Start a step's clock: validation and saving are not counted as training time."""
         self.first_step_at = self.first_step_at or time.time()
         self._step_began = time.perf_counter()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Stop it."""
+        """Stop it, and say how long the first step took, where its row comes later or not at all."""
         self._seconds += time.perf_counter() - self._step_began
         self._steps += 1
+        if self._steps == 1 and not control.should_log and state.is_world_process_zero:
+            every = f"; a line every {state.logging_steps} steps" if args.logging_strategy == "steps" else ""
+            progress.phase(
+                self._folder, f"step {state.global_step}/{state.max_steps} took {self._seconds:.1f} s{every}"
+            )
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         """Write and report a row.
 
         Raises:
-            OutputError: it cannot be written; raised on every worker.
+            OutputError: it cannot be written, or another run has the folder; raised on every worker.
         """
         logs = logs or {}
         row: dict[str, Any] = {"step": state.global_step, "total_steps": state.max_steps}
@@ -76,6 +86,8 @@ class Reporter(TrainerCallback):
         error: OutputError | None = None
         if state.is_world_process_zero:
             try:
+                if not self.trainer.still_ours():
+                    raise OutputError(f"{self._folder}: another run has taken this folder over: training stopped")
                 with naming_full_disk(str(self._folder / progress.METRICS_FILE)):
                     progress.append(self._folder, row)
             except OutputError as caught:  # the other workers must hear of it

@@ -7,7 +7,9 @@ from typing import Any
 
 from alpaca_ray.errors import DataError
 from alpaca_ray.prompts import PromptTemplate
-from alpaca_ray.records import Record
+from alpaca_ray.records import Record, first_user_message
+
+_SHOWN = 60  # characters of a chat that an error shows
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,10 @@ def as_instructions(turns: list[dict[str, str]], template: PromptTemplate, end: 
 
 
 def _name(record: Record) -> str:
-    return f"record {record.get('id')!r}"
+    """Return how an error names a chat: ids may be of our making, so what it says stands beside it."""
+    said = " ".join((first_user_message(record["messages"]) or "").split())
+    begins = f" (it begins {said[:_SHOWN]!r}{'...' if len(said) > _SHOWN else ''})" if said else ""
+    return f"record {record.get('id')!r}{begins}"
 
 
 def _end_of_turn(full: str, before: str, after: str, content: Any) -> int | None:

@@ -19,6 +19,7 @@ from alpaca_ray import storage
 from alpaca_ray.errors import OutputError
 from alpaca_ray.manifest import FILE_NAME as MANIFEST_FILE
 from alpaca_ray.manifest import read_manifest
+from alpaca_ray.signals import interrupts_later
 from alpaca_ray.train import background, encoded, progress, publish
 from alpaca_ray.train.data import HELDOUT_FILE
 from alpaca_ray.train.identity import IDENTITY_FILE
@@ -92,12 +93,39 @@ def check(folder: Path, *, resume: bool, overwrite: bool) -> None:
             f"--output_dir {folder} already holds {used[0].name}, which no run of this program wrote: give another "
             "folder"
         )
-    names = [glob.escape(entry.name) for entry in used]
+    # Hidden entries are named to nobody who sees others.
+    seen = [entry for entry in used if not entry.name.startswith(".")] or used
+    names = [glob.escape(entry.name) for entry in seen]
     storage.check_output(folder, names, resume=resume, overwrite=overwrite)
 
 
+def check_early(folder: Path, *, resume: bool, overwrite: bool) -> None:
+    """Check what ``claimed`` will, as far as it can be seen without taking the folder: long before it is needed.
+
+    Raises:
+        OutputError: as ``claimed``.
+    """
+    if not may_be_put_back(folder):  # else the check has to wait until it is
+        check(folder, resume=resume, overwrite=overwrite)
+    if (folder / storage.LOCK_FILE).exists():
+        with storage.hold_output(folder):
+            pass
+
+
+def may_be_put_back(folder: Path) -> bool:
+    """Whether a folder is still to be what it was before the run that holds it, or that was killed in it."""
+    return any((folder / name).is_dir() for name in (_MOVING, _ASIDE))
+
+
 @contextmanager
-def claimed(folder: Path, *, resume: bool, overwrite: bool, examine: Callable[[], None]) -> Iterator[None]:
+def claimed(
+    folder: Path,
+    *,
+    resume: bool,
+    overwrite: bool,
+    examine: Callable[[], None],
+    tell: Callable[[str], None] = lambda line: None,
+) -> Iterator[None]:
     """Take an output folder until the block ends, and leave it as it was if the block fails before ``settle``.
 
     Args:
@@ -105,17 +133,20 @@ def claimed(folder: Path, *, resume: bool, overwrite: bool, examine: Callable[[]
         resume: go on in it; only what the driver writes anew is set aside.
         overwrite: set aside every file of ours. Nothing else in the folder is ever touched.
         examine: called once the folder is held, before anything in it changes; may raise.
+        tell: told what a killed run left and what became of it.
 
     Raises:
         OutputError: the folder cannot be taken, or another run holds it.
     """
-    # Where a killed run set files aside, the check has to wait until they are back.
-    if not any((folder / name).is_dir() for name in (_MOVING, _ASIDE)):
-        check(folder, resume=resume, overwrite=overwrite)
+    check_early(folder, resume=resume, overwrite=overwrite)
     made = _make(folder)
     try:
         with storage.hold_output(folder):
-            _recover(folder)
+            if _recover(folder):
+                tell(
+                    f"the last run in {folder} ended before its first step: the earlier run that it was to replace was "
+                    "put back"
+                )
             check(folder, resume=resume, overwrite=overwrite)
             examine()
             old = ours(folder)
@@ -123,10 +154,11 @@ def claimed(folder: Path, *, resume: bool, overwrite: bool, examine: Callable[[]
             try:
                 yield
             except BaseException:
-                if (folder / _ASIDE).is_dir():
-                    _restore(folder)
-                else:
-                    _tidy(folder, resume=resume)
+                with interrupts_later():
+                    if (folder / _ASIDE).is_dir():
+                        _restore(folder)
+                    else:
+                        _tidy(folder, resume=resume)
                 raise
     finally:
         for path in made:
@@ -175,8 +207,18 @@ def _set_aside(folder: Path, entries: list[Path], old: list[Path]) -> None:
     os.replace(folder / _MOVING, folder / _ASIDE)
 
 
-def _recover(folder: Path) -> None:
-    """Put right what a killed run left."""
+def _recover(folder: Path) -> bool:
+    """Put right what a killed run left; returns whether another run came back that it was to replace.
+
+    Its workers may outlive it by some seconds: without its token they write no checkpoint more.
+    """
+    _remove(folder / publish.RAY_FOLDER)
+    replaced = any(
+        entry.name not in (*_EARLY, _OLD)
+        for name in (_MOVING, _ASIDE)
+        if (folder / name).is_dir()
+        for entry in (folder / name).iterdir()
+    )
     _move_back(folder)
     if (folder / _ASIDE).is_dir():
         _restore(folder)
@@ -184,6 +226,7 @@ def _recover(folder: Path) -> None:
     background.sweep(folder)
     for entry in folder.glob(f"{publish.STAGING}*"):
         _remove(entry)
+    return replaced
 
 
 def _restore(folder: Path) -> None:

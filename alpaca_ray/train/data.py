@@ -34,6 +34,11 @@ def split(records: Sequence[Record], val_set_size: float, *, seed: int) -> tuple
     if not val_set_size:
         return list(records), []
     count = int(val_set_size) if val_set_size >= 1 else max(1, round(len(records) * val_set_size))
+    if count >= len(records) and val_set_size < 1:
+        raise SettingsError(
+            f"{len(records)} record cannot be split into what is learnt and what is held out for the validation loss: "
+            "give more records, or --val_set_size 0"
+        )
     if count >= len(records):
         raise SettingsError(
             f"--val_set_size {count} leaves nothing to learn of {len(records)} records: give a smaller one "

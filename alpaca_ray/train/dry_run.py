@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from alpaca_ray import cluster
 from alpaca_ray.console import as_bytes
 from alpaca_ray.errors import EstimateError, ModelError
+from alpaca_ray.machine import cores
 from alpaca_ray.models import load_config
 from alpaca_ray.prompts import PromptTemplate
 from alpaca_ray.quiet import quiet_libraries
 from alpaca_ray.records import Record
 from alpaca_ray.settings.train import TrainSettings
-from alpaca_ray.train import speed
+from alpaca_ray.train import options, speed
 from alpaca_ray.train.estimate import Estimate, estimate
 from alpaca_ray.train.largest import largest_batch
 from alpaca_ray.train.plan import Plan
@@ -41,8 +42,12 @@ def dry_run_lines(
     Raises:
         DataError: no record has a token to learn.
         ModelError: there is no such model.
+        SettingsError: a name or a rank that does not fit the model.
     """
+    from alpaca_ray.train.architecture import check_names
+
     quiet_libraries(use_gpu=plan.use_gpu)
+    check_names(settings, source)
     samples = _samples(settings, template, training, source)
     longest = max(len(sample["input_ids"]) for sample in samples)
     tokens = sum(len(sample["input_ids"]) for sample in samples)
@@ -51,9 +56,11 @@ def dry_run_lines(
     lines = [
         f"lengths: {tokens / len(samples):.0f} tokens a record on average, {longest} at most; {cut / len(samples):.1%} "
         f"reach --model_max_length {settings.model_max_length}",
-        f"steps: {steps} ({steps * plan.step_samples / len(training):.2f} epochs of {len(training)} records)",
+        f"steps: {steps} ({steps / epoch_steps(plan, len(training)):.2f} epochs of {len(training)} records)",
     ]
-    model_type = load_config(source, flag=settings.model_flag, cache_dir=settings.cache_dir).model_type
+    config = load_config(source, flag=settings.model_flag, cache_dir=settings.cache_dir)
+    model_type = config.model_type
+    lines += options.beyond_positions(settings, config)
     lines += speed.not_packed(settings, plan, model_type)
     packed = speed.attention_of(settings, plan, model_type)[1] != "none"
     batch = largest_batch(samples, plan, packed=packed, group_by_length=settings.group_by_length, seed=settings.seed)
@@ -63,16 +70,37 @@ def dry_run_lines(
         return [*lines, f"memory: not estimated, this model cannot be run without values ({error})"]
     lines += _needs(needs, settings, plan)
     memory = needs.peak + (0 if plan.use_gpu else PROCESS_BYTES)
-    missing = lacking(cluster.node_kinds(), bundle, plan.least_workers, memory)
+    nodes = cluster.node_kinds()
+    missing = lacking(nodes, bundle, plan.least_workers, memory)
     lines += [f"the cluster lacks: {line}" for line in missing] or ["the cluster has room for it"]
-    return lines
+    return lines + (logical_cpus(nodes, cores()) if missing else [])
+
+
+def logical_cpus(nodes: Sequence[tuple[Mapping[str, float], int]], there: int) -> list[str]:
+    """Return what to say where a cluster of this machine alone counts more CPUs than the machine has. Pure.
+
+    Args:
+        nodes: as ``room.lacking`` takes them.
+        there: cores of this machine.
+    """
+    counted = nodes[0][0].get("CPU", 0) if len(nodes) == 1 and nodes[0][1] == 1 else 0
+    if counted <= there:
+        return []
+    return [
+        f"  (this machine has {there} CPU cores; the cluster started on it for this run counts them as {counted:g})"
+    ]
 
 
 def total_steps(settings: TrainSettings, plan: Plan, samples: int) -> int:
     """Return the optimiser steps of a run."""
     if settings.max_steps > 0:
         return settings.max_steps
-    return math.ceil(settings.num_train_epochs * math.ceil(samples / plan.step_samples))
+    return math.ceil(settings.num_train_epochs * epoch_steps(plan, samples))
+
+
+def epoch_steps(plan: Plan, samples: int) -> int:
+    """Return the optimiser steps of an epoch, the last of which may have fewer samples."""
+    return math.ceil(samples / plan.step_samples)
 
 
 def _needs(needs: Estimate, settings: TrainSettings, plan: Plan) -> list[str]:

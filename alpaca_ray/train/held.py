@@ -20,7 +20,8 @@ from alpaca_ray.train.largest import largest_batch
 _KINDS = {
     True: "torch.cuda.max_memory_allocated",
     # Beside tensors it has what the C library keeps of freed ones, and the pages of the weights' file as they are read.
-    False: "resident memory of the process at its highest, above what it was before the model",
+    False: "resident memory of the process at its highest, above what it was before the model: with the libraries' own "
+    "buffers, which the estimate leaves out",
 }
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,10 +98,15 @@ def _later(settings: TrainSettings, plan: Plan) -> dict[str, Any]:
     }
 
 
-def check_same_run(folder: Path, now: Mapping[str, Any], heldout: Sequence[Record]) -> dict[str, str] | None:
+def check_same_run(
+    folder: Path, now: Mapping[str, Any], heldout: Sequence[Record], *, unknown: Collection[str] = ()
+) -> dict[str, str] | None:
     """Check that a folder's run is the one that the settings describe, and return the checkpoint that it began from.
 
     A folder that recorded no identity is judged by its held-out records alone.
+
+    Args:
+        unknown: names of ``now`` that are not known yet, and not compared.
 
     Raises:
         OutputError: it is another; every difference is named with both values. Or the run began from a checkpoint that
@@ -120,7 +125,8 @@ def check_same_run(folder: Path, now: Mapping[str, Any], heldout: Sequence[Recor
         differing = [
             name
             for name in names
-            if recorded.get(name) != now.get(name)
+            if name not in unknown
+            and recorded.get(name) != now.get(name)
             and not (name in _NOT_ALWAYS_RECORDED and name not in recorded)
             and not (name == ORIGIN and same_origin)
         ]

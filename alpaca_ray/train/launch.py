@@ -16,12 +16,30 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from alpaca_ray import cluster
 from alpaca_ray.errors import AlpacaRayError, find_cause
+from alpaca_ray.signals import interrupts_later
 from alpaca_ray.train import publish
 from alpaca_ray.train.job import Job
 from alpaca_ray.train.loop import run_worker
 
 # A node that has not answered by then is left to the workers' own look, which each of them takes.
 _LOOK_SECONDS = 60
+_STOP_SECONDS = 2.0  # a job that is stopped is killed after three
+
+
+class Trainer(TorchTrainer):
+    """Ray Train's trainer, which an interrupt ends as it ends any other code: by ``KeyboardInterrupt``."""
+
+    _controller: Any = None
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        # Ray Train's own handler ends the process from inside, with code 1 and without a word.
+        self._controller = controller
+
+    def stop(self) -> None:
+        """Stop the workers, if they are there; an interrupt in the meantime waits."""
+        if self._controller is not None:
+            with interrupts_later(), suppress(ray.exceptions.RayError):  # the actor goes with them
+                ray.get(self._controller.abort.remote(), timeout=_STOP_SECONDS)
 
 
 def launch(job: Job, bundle: dict[str, float]) -> dict[str, Any]:
@@ -32,11 +50,12 @@ def launch(job: Job, bundle: dict[str, float]) -> dict[str, Any]:
 
     Raises:
         AlpacaRayError: what ended the run, where it is one of ours.
+        KeyboardInterrupt: it was interrupted; the workers are stopped.
     """
     if cluster.node_count() > 1:
         check_shared(Path(job.output_dir), job.token, bundle)
     plan = job.plan
-    trainer = TorchTrainer(
+    trainer = Trainer(
         run_worker,
         train_loop_config={"job": job},
         scaling_config=ScalingConfig(
@@ -62,17 +81,25 @@ def launch(job: Job, bundle: dict[str, float]) -> dict[str, Any]:
     if not job.may_lose_nodes:  # nothing to watch: the only node takes the driver with it
         ray_train["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
     try:
-        with environment(ray_train):
-            result = trainer.fit()
+        result = _fit(trainer, ray_train)
+    except KeyboardInterrupt:
+        trainer.stop()
+        raise
+    values = result.return_value or {}
+    if isinstance(values.get("error"), AlpacaRayError):
+        raise values["error"]
+    return dict(values)
+
+
+def _fit(trainer: Trainer, variables: Mapping[str, str]) -> Any:
+    try:
+        with environment(variables):
+            return trainer.fit()
     except Exception as error:
         known = find_cause(error)
         if known is None:
             raise
         raise known from error
-    values = result.return_value or {}
-    if isinstance(values.get("error"), AlpacaRayError):
-        raise values["error"]
-    return dict(values)
 
 
 def check_shared(folder: Path, token: str, bundle: Mapping[str, float]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from alpaca_ray.errors import AlpacaRayError, OutputError
 from alpaca_ray.full_disk import cannot_be_written, naming_full_disk
 from alpaca_ray.quiet import quiet_libraries
-from alpaca_ray.train import background, board, progress, publish
+from alpaca_ray.train import background, progress, publish
 from alpaca_ray.train.agree import first_error
 from alpaca_ray.train.builder import build, settle
 from alpaca_ray.train.held import hardware, length_counts, memory_report
@@ -22,6 +22,8 @@ def run_worker(config: dict[str, Any]) -> dict[str, Any]:
     Errors of ours that arise before training starts are returned, not raised: Ray Train would start the workers anew
     for an exception, and a wrong setting does not mend itself.
     """
+    from alpaca_ray.train import board  # transformers' integrations: seconds of imports, which the driver is spared
+
     job: Job = config["job"]
     logging.getLogger("ray.train").setLevel(logging.WARNING)
     quiet_libraries(use_gpu=job.plan.use_gpu)

@@ -41,6 +41,21 @@ def check_sharded_optimiser(settings: TrainSettings) -> None:
         )
 
 
+def beyond_positions(settings: TrainSettings, config: Any) -> list[str]:
+    """Return the warning for samples that may be longer than the model has positions. Pure.
+
+    Args:
+        config: the model's configuration.
+    """
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if not isinstance(positions, int) or settings.model_max_length <= positions:
+        return []
+    return [
+        f"warning: --model_max_length {settings.model_max_length} is beyond the {positions} positions of the model: "
+        "records that are longer than that may fail or be learnt badly"
+    ]
+
+
 def pages_nothing(settings: TrainSettings, *, use_gpu: bool) -> list[str]:
     """Return the warning for a paged optimiser where there is nothing to page. Pure."""
     if use_gpu or not settings.optim.startswith("paged_"):

@@ -39,16 +39,20 @@ class Plan:
     wandb_project: str | None
     warnings: list[str] = field(default_factory=list)
 
+    def workers_text(self, device: str = "") -> str:
+        """Return how many workers there are, of which device if named, in words."""
+        number = str(self.workers) if self.workers == self.least_workers else f"{self.least_workers} to {self.workers}"
+        return " ".join(part for part in (number, device, "workers" if self.workers > 1 else "worker") if part)
+
     def lines(self) -> list[str]:
         """Return the plan as lines for the terminal."""
         device = "GPU" if self.use_gpu else "CPU"
         split = f"{self.micro_batch} x {self.accumulation} x {self.workers} workers"
         if self.micro_batch * self.accumulation * self.workers != self.step_samples:
             split = f"at most {split}, unevenly"
-        workers = str(self.workers) if self.workers == self.least_workers else f"{self.least_workers} to {self.workers}"
         return [
             f"mode: {'LoRA adapter' if self.mode == 'lora' else 'full fine-tuning'} ({self.why_mode})",
-            f"runs on: {workers} {device} worker{'s' if self.workers > 1 else ''}, {self.precision}",
+            f"runs on: {self.workers_text(device)}, {self.precision}",
             f"batch: {self.step_samples} samples a step ({split})",
             *(f"warning: {line}" for line in self.warnings),
         ]
@@ -86,6 +90,8 @@ def make_plan(
     options.check_sharded_optimiser(settings)
     warnings += options.pages_nothing(settings, use_gpu=use_gpu)
     warnings += options.one_group(settings)
+    if fsdp and settings.workers[1] == 1:
+        warnings.append("--fsdp shards nothing with one worker: give --num_workers 2 or more")
     for name in sorted(settings.training_arguments.keys() & RETIRED):
         warnings.append(f"--{name} has no effect: TrainingArguments no longer has it")
     split = split_batch(settings, begun_with=begun_with, may_be_uneven=may_be_uneven)

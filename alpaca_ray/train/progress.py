@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from alpaca_ray.storage import write_atomic
+from alpaca_ray.train.publish import RAY_FOLDER
 
 METRICS_FILE = "metrics.jsonl"
 SAMPLES_FILE = "samples.jsonl"  # which samples each step learnt, where that is recorded
@@ -21,6 +22,7 @@ CARD_FILE = "README.md"
 CARD_MARK = "<!-- written by alpaca_ray's jobs/train.py -->"
 TRACKER_FOLDER = "trackers"
 _POLL_SECONDS = 0.3
+_PHASES = f"{RAY_FOLDER}/phases"  # lines for the terminal alone, while the run is at work
 
 Row = Mapping[str, Any]
 
@@ -69,6 +71,17 @@ def append(folder: Path, row: Row, name: str = METRICS_FILE) -> None:
         os.close(descriptor)
 
 
+def phase(folder: Path, line: str) -> None:
+    """Let whoever follows a run show a line: what it begins with, where the next row may take minutes.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    if (folder / RAY_FOLDER).is_dir():  # the folder is this run's
+        with (folder / _PHASES).open("a", encoding="utf-8") as file:
+            file.write(f"{line}\n")
+
+
 def _line(row: Row) -> str:
     """Return a row as JSON, which has no word for what is no number or has no end: null."""
     finite = {
@@ -115,14 +128,25 @@ def format_row(row: Row) -> str:
 
 @contextmanager
 def follow(folder: Path, show: Callable[[str], None]) -> Iterator[None]:
-    """Show each row that workers append while the block runs: one clean line each, without Ray's worker prefixes."""
+    """Show each row and phase that workers append while the block runs: clean lines, without Ray's worker prefixes."""
+    phases = folder / _PHASES
+    told = 0
     path = folder / METRICS_FILE
     seen = path.read_bytes() if path.is_file() else b""
     inode = path.stat().st_ino if path.is_file() else None
     done = threading.Event()
 
+    def poll_phases() -> None:
+        nonlocal told
+        if phases.is_file():
+            lines = phases.read_text(encoding="utf-8").split("\n")[:-1]
+            for line in lines[told:]:
+                show(line)
+            told = len(lines)
+
     def poll() -> None:
         nonlocal seen, inode
+        poll_phases()
         if not path.is_file():
             return
         with path.open("rb") as handle:

@@ -26,7 +26,9 @@ from alpaca_ray.train import (
     claim,
     data,
     dry_run,
+    early,
     finish,
+    options,
     progress,
     publish,
     saved,
@@ -40,6 +42,7 @@ from alpaca_ray.train.job import Job
 from alpaca_ray.train.launch import launch
 from alpaca_ray.train.plan import Plan, make_plan
 from alpaca_ray.train.restart import origin, restart_point, with_own_checkpoint
+from alpaca_ray.train.stopped import saying_where
 from alpaca_ray.train.tokenizer import build_tokenizer
 
 
@@ -51,6 +54,7 @@ def train(settings: TrainSettings) -> dict[str, Any] | None:
     """
     times = {"start": time.time()}
     models.check_model_name(settings.model_name, flag=settings.model_flag)
+    models.check_reachable(settings.model_name, flag=settings.model_flag, cache_dir=settings.cache_dir)
     template = load_template(settings.prompt_template)
     settings = with_own_checkpoint(settings)
     restart_from = restart_point(settings)
@@ -60,6 +64,10 @@ def train(settings: TrainSettings) -> dict[str, Any] | None:
     # of one.
     assumed = make_plan(settings, has_gpus=True, may_be_uneven=settings.resume)
     arguments.translate(settings, assumed, "", has_validation=bool(heldout))
+
+    if not settings.dry_run:
+        source, known = _model_source(settings.model_name), (training, heldout)
+        early.check(settings, template, known, source, restart_from, one_node=cluster.starts_own())
 
     # The run's own lines come from metrics.jsonl; what libraries print in workers stays in Ray's log folder.
     wanted = settings.workers[1] * (settings.cpus_per_worker or 1)
@@ -98,7 +106,7 @@ def train(settings: TrainSettings) -> dict[str, Any] | None:
         return None
     if settings.model_name != models.EMBEDDED:  # which is there, and packs
         config = models.load_config(settings.model_name, flag=settings.model_flag, cache_dir=cache_dir)
-        for line in speed.not_packed(settings, plan, config.model_type):
+        for line in speed.not_packed(settings, plan, config.model_type) + options.beyond_positions(settings, config):
             say(line)
     bundle = _bundle(plan)
     least = plan.least_workers
@@ -134,7 +142,8 @@ def train(settings: TrainSettings) -> dict[str, Any] | None:
 
     with (
         naming_full_disk(f"--output_dir {output}"),
-        claim.claimed(output, resume=settings.resume, overwrite=settings.overwrite, examine=examine),
+        claim.claimed(output, resume=settings.resume, overwrite=settings.overwrite, examine=examine, tell=say),
+        saying_where(output, overwrite=settings.overwrite),
     ):
         if settings.resume or restart_from:
             newest = publish.resume_point(output, say) or restart_from
@@ -143,6 +152,7 @@ def train(settings: TrainSettings) -> dict[str, Any] | None:
         _prepare(job, output, identity, heldout)
         if encode_ahead(output, training, job.settings, template, job.model_source):
             say(f"{len(training)} records encoded")
+        say(f"starting {plan.workers_text()}")
         with progress.follow(output, say):
             result = launch(job, bundle)
         return _finish(job, result, output)

@@ -63,6 +63,19 @@ def test_a_template_survives_its_file(tmp_path: Path) -> None:
         (json.dumps({"prompt_input": "x"}), "needs the keys"),
         (json.dumps({"prompt_input": "x", "prompt_no_input": "y", "colour": 1}), "unknown key 'colour'"),
         (json.dumps({"prompt_input": "{instruktion}", "prompt_no_input": "y"}), "only {instruction} and {input}"),
+        (
+            json.dumps({"prompt_input": "{instruction} {input}", "prompt_no_input": "Q"}),
+            "prompt_no_input has no {instr",
+        ),
+        (json.dumps({"prompt_input": "{input}", "prompt_no_input": "{instruction}"}), "prompt_input has no {instr"),
+        (json.dumps({"prompt_input": "{instruction}", "prompt_no_input": "{instruction}"}), "prompt_input has no {inp"),
+        (json.dumps({"prompt_input": ["{input}"], "prompt_no_input": "y"}), "prompt_input must be a text"),
+        (
+            json.dumps(
+                {"prompt_input": "{instruction}{input}", "prompt_no_input": "{instruction}", "response_split": ""}
+            ),
+            "response_split must be a text that is not empty",
+        ),
     ],
 )
 def test_bad_files(tmp_path: Path, content: str, message: str) -> None:

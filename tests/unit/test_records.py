@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from alpaca_ray import rows
 from alpaca_ray.errors import DataError
 from alpaca_ray.manifest import write_manifest
 from alpaca_ray.records import (
@@ -89,7 +90,7 @@ def test_values_of_parquet(tmp_path: Path) -> None:
     table = [{"messages": chat}, {"messages": [{**chat[0], "image": b"x"}]}]
     pq.write_table(pa.Table.from_pylist(table), tmp_path / "c.parquet")
     with pytest.raises(DataError, match=r"c\.parquet: record 1: cannot be written as JSON"):
-        read_records(str(tmp_path / "c.parquet"))
+        read_records(str(tmp_path / "c.parquet"), need_output=False)
     assert json_text({"d": datetime.date(2020, 1, 2), "t": datetime.datetime(2020, 1, 2, 3)}) == (
         '{"d": "2020-01-02", "t": "2020-01-02T03:00:00"}'
     )
@@ -121,8 +122,62 @@ def test_the_first_user_message() -> None:
 def test_chat_records(tmp_path: Path) -> None:
     chat = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]}
     assert read_records(save(tmp_path / "c.jsonl", json.dumps(chat)))[0]["messages"] == chat["messages"]
-    with pytest.raises(DataError, match=r"c\.jsonl: record 0: message 1 needs 'role' and 'content'"):
+    with pytest.raises(DataError, match=r"c\.jsonl, line 1: message 1 needs 'role' and 'content'"):
         read_records(save(tmp_path / "c.jsonl", json.dumps({"messages": [chat["messages"][0], {"role": "user"}]})))
+
+
+def turns(*roles: str) -> list[dict[str, str]]:
+    return [{"role": role, "content": "x"} for role in roles]
+
+
+@pytest.mark.parametrize(
+    ("roles", "message"),
+    [
+        (("user", "bot"), "message 1 has the role 'bot'; known are system, developer, user, assistant"),
+        (("system", "user"), "the chat has no message of the role 'assistant'"),
+        (("assistant",), "the chat has no message of the role 'user' before the assistant's first"),
+        (("system", "assistant", "user"), "the chat has no message of the role 'user' before"),
+    ],
+)
+def test_chats_that_teach_nothing(tmp_path: Path, roles: tuple[str, ...], message: str) -> None:
+    good = json.dumps({"messages": turns("system", "user", "assistant", "user")})
+    path = save(tmp_path / "c.jsonl", good + "\n\n" + json.dumps({"messages": turns(*roles)}))
+    with pytest.raises(DataError, match=rf"c\.jsonl, line 3: {message}"):
+        read_records(path)
+    assert len(read_records(path, need_output=False)) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.jsonl", '\n\n{"instruction": "x", "output": "y"}\n \n{"output": "z"}\n', r"a\.jsonl, line 5: has no 'inst"),
+        ("a.json", '{"instruction": "x", "output": "y"}\n{"output": "z"}\n', r"a\.json, line 2: has no 'instruction'"),
+        (
+            "a.csv",
+            "instruction,output\nx,y\n",
+            r"a\.csv, line 1: not valid JSON.*\(records are read from a JSON list, JS",
+        ),
+        (
+            "a.json",
+            '[{"conversations": [{"from": "human"}]}]',
+            r"record 0: .*\(ShareGPT's form\) is not read: .*'messages'",
+        ),
+        ("a.json", '[{"prompt": "x", "completion": "y"}]', r"has no 'instruction' .*: name its 'prompt' so"),
+    ],
+)
+def test_wrong_records_are_found_again(tmp_path: Path, name: str, text: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        read_records(save(tmp_path / name, text))
+
+
+def test_lines_are_counted_over_the_pieces_in_which_a_file_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rows, "_CHUNK", 7)
+    path = save(tmp_path / "d.jsonl", '\n\n{"a": 1}\n\n{"a": 22222222}\n{"a": 3}')
+    assert list(rows.numbered_rows(path)) == [(3, {"a": 1}), (5, {"a": 22222222}), (6, {"a": 3})]
+    path = save(tmp_path / "d.json", '\n{"a": 1}\n\n{"a": 2}')
+    assert list(rows.numbered_rows(path)) == [(2, {"a": 1}), (4, {"a": 2})]
 
 
 def test_a_stage_folder_names_its_file(tmp_path: Path) -> None:

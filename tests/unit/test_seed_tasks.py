@@ -70,7 +70,7 @@ def test_the_originals_form_loads(tmp_path: Path) -> None:
 def test_a_task_without_instances_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "seed_tasks.jsonl"
     path.write_text(json.dumps({"instruction": "Add them.", "instances": []}) + "\n")
-    with pytest.raises(DataError, match="record 0: 'instances'"):
+    with pytest.raises(DataError, match=r"seed_tasks\.jsonl, line 1: 'instances'"):
         read_seed_tasks(str(path))
 
 

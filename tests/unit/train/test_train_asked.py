@@ -225,7 +225,7 @@ def test_a_template_that_adds_to_the_last_answer_alone_works_over_several_turns(
     sample = encoded(tokenizer, THINKING, *TURNS)
     assert learnt(tokenizer, sample).replace("▁", "") == "Hi, you</s><think></think>See you</s>"
     rewriting = "{% for m in messages %}{{ m.content | upper if not loop.last else m.content }}{% endfor %}"
-    with pytest.raises(DataError, match="record 'talk': the tokenizer's chat template rewrites earlier turns"):
+    with pytest.raises(DataError, match=r"record 'talk' .*: the tokenizer's chat template rewrites earlier turns"):
         encoded(tokenizer, rewriting, *TURNS)
 
 
@@ -278,7 +278,7 @@ def test_without_a_chat_template_turns_follow_each_other_in_the_prompt_template(
     assert cut["input_ids"] == sample["input_ids"][:-1]
     assert encoded(tokenizer, None, *TURNS, add_eos=False)["input_ids"] == sample["input_ids"][:-1]
     for turns in (TURNS[1:], TURNS[:1], [TURNS[0], *TURNS], [*TURNS, TURNS[1]]):
-        with pytest.raises(DataError, match="record 'talk' is a chat in which user and assistant do not take turns"):
+        with pytest.raises(DataError, match=r"record 'talk' .*is a chat in which user and assistant do not"):
             encoded(tokenizer, None, *turns)
     assert ALPACA_LORA.format({"instruction": "x"}).endswith("\n")  # any prompt template will do
     other = encode([chat(*TURNS)], tokenizer, ALPACA_LORA, max_length=512)[0]

@@ -161,14 +161,14 @@ def test_a_chat_learns_only_the_assistants_turns_with_their_end_tokens(tokenizer
 
 def test_a_chat_that_no_instructions_can_be_made_of_is_named(tokenizer: Any) -> None:
     twice = {**CHAT, "messages": [CHAT["messages"][0], *CHAT["messages"]]}
-    with pytest.raises(DataError, match="record 'talk' is a chat in which"):
+    with pytest.raises(DataError, match=r"record 'talk' .*is a chat in which"):
         encode([twice], tokenizer, STANFORD, max_length=512)
 
 
 def test_a_chat_that_the_template_refuses_is_named(tokenizer: Any) -> None:
     tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
     try:
-        with pytest.raises(DataError, match=r"record 'talk': .*roles must alternate"):
+        with pytest.raises(DataError, match=r"record 'talk' .*roles must alternate"):
             encode([CHAT], tokenizer, STANFORD, max_length=512)
     finally:
         tokenizer.chat_template = None

@@ -344,6 +344,7 @@ def test_a_full_disk_is_one_line_and_no_other_error_is_taken_for_one() -> None:
 
 def test_a_full_disk_under_the_rows_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reporter = Reporter(tmp_path, parameters=1, mode="lora")
+    reporter.trainer = SimpleNamespace(still_ours=lambda: True)
     state = SimpleNamespace(global_step=1, max_steps=2, is_world_process_zero=True)
     monkeypatch.setattr(progress.os, "write", full_disk)
     with pytest.raises(OutputError, match=r"metrics\.jsonl: cannot be written: No space left on device"):

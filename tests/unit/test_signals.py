@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from alpaca_ray.generate.signals import interrupts_later
+from alpaca_ray.signals import interrupts_later
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
