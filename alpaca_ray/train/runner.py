@@ -82,7 +82,6 @@ def train(settings: TrainSettings) -> dict[str, Any] | None:
     for line in plan.lines():
         say(line)
     say(f"records: {len(training)} to learn, {len(heldout)} held out")
-    output = storage.resolve_output(settings.output_dir, several_nodes=cluster.node_count() > 1)
     if settings.overwrite and restart_from and restart_from.is_relative_to(output.resolve()):
         raise SettingsError(
             f"--resume_from_checkpoint {restart_from} lies in --output_dir, which --overwrite clears: give --resume, "

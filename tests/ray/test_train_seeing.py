@@ -162,7 +162,7 @@ def test_a_dry_run_counts_what_a_run_trains_and_names_what_the_cluster_lacks(
     content = json.loads((padded_run / "run.json").read_text())
     text = capsys.readouterr().out
     assert f"parameters: {content['parameters']:,}, of which {content['trainable_parameters']:,} are trained" in text
-    assert "steps: 4 (1.60 epochs of 20 records)" in text
+    assert "steps: 4 (1.33 epochs of 20 records)" in text
     assert "estimated peak: " in text
     assert "the cluster has room for it" in text
     assert not folder.exists()

@@ -352,7 +352,7 @@ def test_the_names_of_layers_that_fsdp_wraps_may_be_written_with_blanks() -> Non
 
 def test_hybrid_sharding_says_what_it_becomes() -> None:
     def warnings(fsdp: str) -> list[str]:
-        return make_plan(parse("--fsdp", fsdp), has_gpus=False).warnings
+        return make_plan(parse("--fsdp", fsdp, "--num_workers", "2"), has_gpus=False).warnings
 
     assert warnings("full_shard auto_wrap") == []
     assert [line.partition(":")[0] for line in warnings("hybrid_shard auto_wrap")] == [
